@@ -1,0 +1,59 @@
+# leverlab: `make repro` builds everything, `make test` checks it. The first call makes .venv.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := $(CURDIR)/.venv
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+
+export PATH := $(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(VENV)
+export DVC_NO_ANALYTICS := 1
+# One thread gives the same bytes on every machine, and is faster for small models; raise it for large ones.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help repro test lint format bench report clean setup
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+repro: setup ## run the main pipeline: only the stages whose inputs changed
+	leverlab params
+	dvc repro
+
+test: setup ## run the tests
+	pytest
+
+lint: setup ## check style, types and the dependencies that dvc.yaml declares
+	ruff check .
+	ruff format --check .
+	mypy
+	leverlab deps --check
+
+format: setup ## format the code and mend what ruff can mend
+	ruff check --fix .
+	ruff format .
+
+bench: setup ## measure the scorer beside the naive way
+	python -m benchmarks.scoring
+
+report: setup ## bring reports/ up to date, with the stages that it needs
+	dvc repro report
+
+clean: ## remove build products; the DVC cache, data and models stay
+	rm -rf build dist src/*.egg-info dvc_plots .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . \( -name .git -o -name .dvc -o -name .venv \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+setup: $(STAMP)
+
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("leverlab needs Python 3.11 or newer: make PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install "$$(grep '^torch==' requirements.txt)"
+	$(PIP) install -r requirements.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
