@@ -1,0 +1,1 @@
+"""leverlab: declarative reinforcement-learning post-training of small policies."""

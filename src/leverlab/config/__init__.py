@@ -1,0 +1,1 @@
+"""Typed params: `base` reads them, one module a section holds its keys, defaults and ranges."""

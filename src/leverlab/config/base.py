@@ -1,0 +1,83 @@
+"""Typed parameters: what every section of `params.yaml` is made of, and how sections are read.
+
+A section is a frozen pydantic model; an unknown, missing, mistyped or out-of-range key is a `LeverlabError` that names
+the key, the value and what was expected. Files are read as YAML 1.2, because `dvc exp run -S grpo.lr=5e-5` writes
+`5e-05`, which a YAML 1.1 reader takes for text.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from leverlab.errors import LeverlabError
+
+
+class Section(BaseModel):
+    """One section of `params.yaml`: immutable, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the plain data of a YAML 1.2 file.
+
+    Raises `LeverlabError` when the file is missing, is not UTF-8 text or is not YAML.
+    """
+    try:
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LeverlabError(f"{path} does not exist; run the command from the root of the repository") from None
+    except UnicodeDecodeError as error:
+        raise LeverlabError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    except (YAMLError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise LeverlabError(f"{path} is not valid YAML: {problem}") from None
+
+
+def read_params(path: Path) -> dict[str, Any]:
+    """Return the sections of a params file as plain data. Raises `LeverlabError` unless it is a mapping."""
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise LeverlabError(f"{path} must hold a mapping of sections, not {type(data).__name__}")
+    return data
+
+
+def parse_section(model: type[SectionT], name: str, data: Mapping[str, Any], where: str = "params.yaml") -> SectionT:
+    """Return section `name` of `data` as a `model`.
+
+    Raises `LeverlabError` with one line per problem: the dotted key, the value, what was expected, and for an unknown
+    key the closest known one.
+    """
+    if name not in data:
+        raise LeverlabError(
+            f"{where} has no section '{name}'; known sections there: {', '.join(sorted(map(str, data)))}"
+        )
+    if not isinstance(data[name], Mapping):
+        raise LeverlabError(f"{where}: section '{name}' must be a mapping of keys, not {data[name]!r}")
+    try:
+        return model.model_validate(dict(data[name]))
+    except ValidationError as error:
+        raise LeverlabError("\n".join(_explain(model, name, item, where) for item in error.errors())) from None
+
+
+def _explain(model: type[Section], section: str, problem: Mapping[str, Any], where: str) -> str:
+    path = [str(part) for part in problem["loc"]]
+    key = ".".join([section, *path])
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(path[-1], model.model_fields, n=1) if len(path) == 1 else []
+        hint = f"; did you mean '{section}.{close[0]}'?" if close else f"; known keys: {', '.join(model.model_fields)}"
+        return f"{where}: unknown key '{key}'{hint}"
+    if problem["type"] == "missing":
+        return f"{where}: key '{key}' is missing; add it (its meaning and range stand in the committed params.yaml)"
+    expected = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: '{key}' = {problem['input']!r} is not allowed: {expected[0].lower()}{expected[1:]}"

@@ -1,0 +1,25 @@
+"""The section `reward` of params.yaml: what a trajectory is paid for."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from leverlab.config.base import Section
+from leverlab.rl.rewards import WEIGHTED_MODES, RewardMode
+
+
+class RewardParams(Section):
+    """One expression over named terms for every prefix, averaged over shot counts."""
+
+    mode: RewardMode
+    weights: dict[str, float] | None  # term → weight, for the modes that read weights
+    shot_weights: tuple[float, ...] = Field(min_length=1)  # one for each shot count, from 1 on
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_fit_mode(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("mode") not in WEIGHTED_MODES and data.get("weights") is not None:
+            raise ValueError(
+                f"Reward mode '{data.get('mode')}' has fixed weights and would not read these; set weights to null"
+            )
+        return data

@@ -1,0 +1,152 @@
+"""Typed rows of the data files, and the checks that every row passes on the way in.
+
+One schema serves every world: `id, image, image_id, question, question_type, answers`. Files are parquet, written
+through `datasets` with an image column; a demo or question is known by its string id everywhere, a position exists only
+inside a tensor.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from leverlab.errors import LeverlabError
+
+COLUMNS = ("id", "image", "image_id", "question", "question_type", "answers")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question about an image with its answers; in the pool it serves as a demo."""
+
+    id: str
+    image: bytes  # an encoded image file (PNG, JPEG, …)
+    image_id: str  # what the image shows; examples of one image_id never stand in two splits
+    question: str
+    question_type: str
+    answers: tuple[str, ...]  # one, or the ten of the VQA data sets
+
+    @property
+    def answer(self) -> str:
+        """The reference answer: the most frequent one, the first among equals."""
+        return max(self.answers, key=self.answers.count)
+
+    def open_image(self) -> Image.Image:
+        """Return the decoded RGB image. Raises `LeverlabError` when the bytes are no image."""
+        try:
+            return Image.open(io.BytesIO(self.image)).convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise LeverlabError(
+                f"the image of '{self.id}' cannot be decoded ({error}); replace or remove the row"
+            ) from None
+
+
+def parse_example(row: dict[str, Any], where: str) -> Example:
+    """Return the checked `Example` of a raw row; `where` (file and row) opens every error message."""
+    identifier = _text(row, "id", where)
+    where = f"{where} (id '{identifier}')"
+    image = row.get("image")
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if not isinstance(data, bytes) or not data:
+        raise LeverlabError(f"{where} has no image bytes; add the image or remove the row")
+    answers = row.get("answers")
+    if not isinstance(answers, Sequence) or isinstance(answers, str | bytes):
+        raise LeverlabError(f"{where}: 'answers' must be a list of texts, not {answers!r}")
+    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise LeverlabError(f"{where}: 'answers' must hold at least one text and no empty one, not {list(answers)!r}")
+    example = Example(
+        id=identifier,
+        image=data,
+        image_id=_text(row, "image_id", where),
+        question=_text(row, "question", where),
+        question_type=_text(row, "question_type", where),
+        answers=tuple(answers),
+    )
+    try:
+        example.open_image()
+    except LeverlabError as error:
+        raise LeverlabError(f"{where}: {error}") from None
+    return example
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise LeverlabError(f"{where}: '{key}' must be a text that is not empty, not {value!r}")
+    return value
+
+
+def check_unique(examples: Iterable[Example], where: str) -> None:
+    """Raise `LeverlabError` when two examples share an id."""
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise LeverlabError(f"{where} holds the id '{example.id}' twice; ids must be unique")
+        seen.add(example.id)
+
+
+def write_examples(path: Path, examples: Sequence[Example]) -> None:
+    """Write `examples` as parquet with a `datasets` image column."""
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    text = Value("string")
+    features = Features(
+        {
+            "id": text,
+            "image": ImageFeature(),
+            "image_id": text,
+            "question": text,
+            "question_type": text,
+            "answers": List(text),
+        }
+    )
+    rows = {
+        "id": [example.id for example in examples],
+        "image": [{"bytes": example.image, "path": None} for example in examples],
+        "image_id": [example.image_id for example in examples],
+        "question": [example.question for example in examples],
+        "question_type": [example.question_type for example in examples],
+        "answers": [list(example.answers) for example in examples],
+    }
+    Dataset.from_dict(rows, features=features).to_parquet(str(path))
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Return the parquet table at `path`. Raises `LeverlabError` when it is missing, damaged or lacks one of
+    `columns`."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise LeverlabError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise LeverlabError(
+            f"{path} is damaged or not parquet ({problem}); delete it and run dvc repro again"
+        ) from None
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise LeverlabError(f"{path} lacks the columns {missing}; it holds {table.column_names}")
+    return table
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
+    """Write `rows` as parquet with exactly the columns and types of `schema`."""
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """Return the examples of a parquet file, every row checked. Raises `LeverlabError` naming file and row."""
+    table = read_table(path, COLUMNS).select(COLUMNS)
+    try:
+        rows = table.to_pylist()
+    except (pa.ArrowException, ValueError, UnicodeDecodeError) as error:
+        raise LeverlabError(f"{path} holds rows that cannot be read ({error}); write it again") from None
+    examples = [parse_example(row, f"{path} row {index}") for index, row in enumerate(rows)]
+    check_unique(examples, str(path))
+    return examples

@@ -1,0 +1,252 @@
+"""The run-time contract of every stage.
+
+A stage gets only the params and inputs that `dvc.yaml` declares for it, writes its outs aside and publishes them whole,
+continues after a kill from a state folder that no other run can reach, fails when an input changes under it, and
+leaves a provenance record. `run_stage` is all that an entry point in `stages/` calls.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from tqdm import tqdm
+
+from leverlab.config.base import SectionT, parse_section, read_params
+from leverlab.dvcfile import Declaration, read_declaration
+from leverlab.errors import LeverlabError
+from leverlab.files import digest, stamp, write_text
+
+PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "datasets", "pyarrow", "scipy", "gguf")
+ItemT = TypeVar("ItemT")
+
+
+def workspace_store() -> Path:
+    """Return the folder for caches and resume states, shared by the workspace and its `dvc exp run --temp` copies.
+
+    Nothing in it is ever an out: it may be deleted at any time, at the cost of computing again.
+    """
+    # DVC names the main workspace in DVC_ROOT, also to a stage that runs in a temporary copy of it
+    return Path(os.environ.get("DVC_ROOT", ".")).absolute() / ".leverlab"
+
+
+class Stage:
+    """One run of a stage: its declared params and paths, its state folder and its progress."""
+
+    def __init__(self, declaration: Declaration):
+        self.name = declaration.name
+        self._declaration = declaration
+        self._params = {file: read_params(Path(file)) for file, _ in declaration.params}
+        for file, key in declaration.params:
+            if key not in self._params[file]:
+                raise LeverlabError(f"{file} has no section '{key}', which stage '{self.name}' declares")
+        self._input_stamps = {dep: stamp(Path(dep)) for dep in declaration.deps}
+        self.inputs = {dep: _input_digest(dep) for dep in declaration.deps}
+        self.versions = {package: _version(package) for package in PACKAGES}
+        identity = {"inputs": self.inputs, "params": self.declared_params(), "versions": self.versions}
+        self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
+        self.state_dir = workspace_store() / "state" / self.name / self.key
+        self._staging = Path(".leverlab") / "staging" / self.name
+
+    def declared_params(self) -> dict[str, Any]:
+        """Return the declared sections as plain data, keyed 'file:section'."""
+        return {f"{file}:{key}": self._params[file][key] for file, key in self._declaration.params}
+
+    def section(self, name: str, model: type[SectionT]) -> SectionT:
+        """Return the declared section `name`, checked. Raises `LeverlabError` when it is not declared or not valid."""
+        return parse_section(model, name, {name: self.value(name)}, self._file_of(name))
+
+    def value(self, name: str) -> Any:
+        """Return the declared top-level value `name` as plain data."""
+        return self._params[self._file_of(name)][name]
+
+    def _file_of(self, name: str) -> str:
+        for file, key in self._declaration.params:
+            if key == name:
+                return file
+        raise LeverlabError(
+            f"stage '{self.name}' reads the params '{name}' without declaring them; add them to dvc.yaml"
+        )
+
+    def dep(self, path: str) -> Path:
+        """Return `path`, which must be a declared dependency or lie below one."""
+        if not any(path == dep or path.startswith(f"{dep}/") for dep in self._declaration.deps):
+            raise LeverlabError(
+                f"stage '{self.name}' reads '{path}' without declaring it; add it to its deps in dvc.yaml"
+            )
+        return Path(path)
+
+    def out(self, path: str) -> Path:
+        """Return where to write the declared out `path` (or a file below a declared folder): aside, until the stage
+        ends."""
+        if not any(path == out or path.startswith(f"{out}/") for out in self._declaration.outs):
+            raise LeverlabError(
+                f"stage '{self.name}' writes '{path}' without declaring it; add it to its outs in dvc.yaml"
+            )
+        target = self._staging / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def progress(
+        self, items: Iterable[ItemT], label: str, total: int | None = None, initial: int = 0
+    ) -> Iterator[ItemT]:
+        """Yield `items` with a bar on a terminal, and with a line every half minute elsewhere."""
+        terminal = sys.stderr.isatty()
+        yield from tqdm(
+            items,
+            desc=f"{self.name} {label}",
+            total=total,
+            initial=initial,
+            file=sys.stderr if terminal else _Lines(),
+            mininterval=0.1 if terminal else 30,
+            ncols=None if terminal else 100,
+        )
+
+    def say(self, text: str) -> None:
+        """Print one line about what the stage found."""
+        print(f"{self.name}: {text}", flush=True)
+
+    def prepare(self) -> None:
+        """Empty the staging folder and make the state folder."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+
+    def check_inputs(self) -> None:
+        """Raise `LeverlabError` when an input or a declared param is no longer what it was when the stage began."""
+        for dep, before in self._input_stamps.items():
+            if not Path(dep).exists() or (stamp(Path(dep)) != before and digest(Path(dep)) != self.inputs[dep]):
+                raise LeverlabError(
+                    f"'{dep}' changed while the stage ran, so its outs belong to no state of the repository; "
+                    "leave inputs alone and run dvc repro again"
+                )
+        for file, key in self._declaration.params:
+            if read_params(Path(file)).get(key) != self._params[file][key]:
+                raise LeverlabError(f"section '{key}' of {file} changed while the stage ran; run dvc repro again")
+
+    def publish(self) -> None:
+        """Move every declared out to its place. Raises `LeverlabError` when one was not written."""
+        absent = [out for out in self._declaration.outs if not (self._staging / out).exists()]
+        if absent:
+            raise LeverlabError(f"stage '{self.name}' ended without writing {absent}; this is a bug in the stage")
+        for out in self._declaration.outs:
+            target = Path(out)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                shutil.rmtree(target)
+            (self._staging / out).replace(target)
+        shutil.rmtree(self._staging, ignore_errors=True)
+        shutil.rmtree(self.state_dir, ignore_errors=True)
+
+    def provenance(self, seconds: float) -> dict[str, Any]:
+        """Return the record of this run: what went in, with what, on what, and at what cost."""
+        peak_kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        return {
+            "stage": self.name,
+            "revision": _git("rev-parse", "HEAD"),
+            "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+            "params": self.declared_params(),
+            "inputs": self.inputs,
+            "outs": {out: digest(Path(out)) for out in self._declaration.outs},
+            "versions": {"python": platform.python_version(), **self.versions},
+            "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "gpu": _gpu()},
+            "seconds": round(seconds, 1),
+            "peak_mib": round(peak_kib / 1024),
+        }
+
+
+def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | None = None, home: str = ".") -> None:
+    """Run `body` under the contract, and end the process with code 1 and one clear message when it fails.
+
+    `item` holds the matrix values of this run, `home` the folder of the `dvc.yaml` that declares the stage. `body`
+    reads through `Stage.section` and `Stage.dep`, writes through `Stage.out`, and keeps what it needs to resume in
+    `Stage.state_dir`.
+    """
+    start = time.monotonic()
+    try:
+        declaration = read_declaration(Path(home) / "dvc.yaml", stage, item or {})
+        locks = Path(".leverlab") / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with _lock(locks / f"{declaration.name}.lock", declaration.name):
+            run = Stage(declaration)
+            run.state_dir.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(run.state_dir.with_suffix(".lock"), declaration.name):
+                run.prepare()
+                body(run)
+                run.check_inputs()
+                run.publish()
+            record = run.provenance(time.monotonic() - start)
+            write_text(
+                Path(home) / "provenance" / f"{run.name}.json", json.dumps(record, indent=2, sort_keys=True) + "\n"
+            )
+    except LeverlabError as error:
+        sys.exit(f"leverlab: stage {stage}: {error}")
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        traceback.print_exc()
+        sys.exit(
+            f"leverlab: stage {stage}: no space left on the disk ({error}); free some and run dvc repro again: "
+            "what was finished is kept"
+        )
+
+
+def _input_digest(dep: str) -> str:
+    try:
+        return digest(Path(dep))
+    except FileNotFoundError:
+        raise LeverlabError(f"the input '{dep}' does not exist; run the stage that makes it (dvc repro)") from None
+
+
+def _lock(path: Path, name: str) -> AcquireReturnProxy[Any]:
+    try:
+        return FileLock(path).acquire(timeout=0)
+    except Timeout:
+        raise LeverlabError(
+            f"'{name}' is already running in another process, perhaps left over by a killed dvc; "
+            f"wait for it or end it (it holds {path})"
+        ) from None
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    full = "no space left" in str(error).lower() or "disk is full" in str(error).lower()
+    return full or (isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package).split("+")[0]
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _gpu() -> str | None:
+    torch = sys.modules.get("torch")  # only stages that compute with torch have a GPU to name
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
+
+
+class _Lines:
+    """A file for tqdm that turns the redrawing of one line into lines, for logs."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            print(line, file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
