@@ -1,0 +1,1 @@
+"""VQA metric, baselines, statistics, health checks and gates."""

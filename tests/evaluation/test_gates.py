@@ -1,0 +1,86 @@
+"""Gates pass and fail where the rule says, and never by mistake."""
+
+import math
+from typing import Any
+
+import pytest
+
+from leverlab.errors import LeverlabError
+from leverlab.evaluation.gates import Gate, evaluate_gates
+
+METRICS = {"grpo": {"shots_4": 0.62, "shots_1": 0.5}, "lift": {"over_sft": -0.01}, "seeds": 3}
+
+
+def gate(rule: dict[str, Any], metrics: dict[str, Any] | None = None) -> Gate:
+    (found,) = evaluate_gates({"rule": rule}, metrics or METRICS)
+    return found
+
+
+def test_gates_keep_the_order_and_carry_what_was_measured() -> None:
+    rules = {
+        "good": {"metric": "grpo.shots_4", "at_least": 0.6},
+        "lift": {"metric": "lift.over_sft", "at_least": 0.02},
+        "few": {"metric": "seeds", "at_most": 5},
+    }
+    assert evaluate_gates(rules, METRICS) == [
+        Gate("good", "grpo.shots_4", 0.6, "at_least", 0.62, True),
+        Gate("lift", "lift.over_sft", 0.02, "at_least", -0.01, False),
+        Gate("few", "seeds", 5.0, "at_most", 3.0, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("direction", "threshold", "passed"),
+    [
+        ("at_least", 0.61, True),
+        ("at_least", 0.62, True),
+        ("at_least", 0.63, False),
+        ("at_most", 0.61, False),
+        ("at_most", 0.62, True),
+        ("at_most", 0.63, True),
+    ],
+)
+def test_the_threshold_itself_passes(direction: str, threshold: float, passed: bool) -> None:
+    assert gate({"metric": "grpo.shots_4", direction: threshold}).passed is passed
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("direction", ["at_least", "at_most"])
+def test_a_value_that_is_not_finite_never_passes(value: float, direction: str) -> None:
+    assert gate({"metric": "m", direction: 0}, {"m": value}).passed is False
+
+
+def test_an_unknown_metric_names_the_closest() -> None:
+    with pytest.raises(LeverlabError, match=r"gate 'rule'.*'grpo.shot_4'.*did you mean grpo\.shots_4"):
+        gate({"metric": "grpo.shot_4", "at_least": 0})
+    with pytest.raises(LeverlabError, match=r"known metrics: grpo\.shots_1, grpo\.shots_4"):
+        gate({"metric": "zzz", "at_least": 0})
+    with pytest.raises(LeverlabError, match="not measured"):
+        gate({"metric": "grpo", "at_least": 0})
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"metric": "seeds"},
+        {"metric": "seeds", "at_least": 1, "at_most": 4},
+        {"at_least": 1},
+        {"metric": "seeds", "at_least": 1, "atmost": 4},
+        {"metric": 3, "at_least": 1},
+    ],
+)
+def test_a_rule_of_another_form_is_refused(rule: dict[str, Any]) -> None:
+    with pytest.raises(LeverlabError, match="one of at_least and at_most"):
+        gate(rule)
+
+
+@pytest.mark.parametrize("threshold", ["0.5", True, math.nan, math.inf, None])
+def test_a_threshold_must_be_a_finite_number(threshold: object) -> None:
+    with pytest.raises(LeverlabError, match="finite number"):
+        gate({"metric": "seeds", "at_least": threshold})
+
+
+@pytest.mark.parametrize("value", ["high", True, None, [0.5]])
+def test_a_metric_must_be_a_number(value: object) -> None:
+    with pytest.raises(LeverlabError, match="not a number"):
+        gate({"metric": "m", "at_least": 0}, {"m": value})
