@@ -1,0 +1,1 @@
+"""Worlds: where questions, images and answers come from."""

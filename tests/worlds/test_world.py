@@ -1,0 +1,52 @@
+"""What every world promises: unique ids, no image in two splits, whole rows."""
+
+from dataclasses import replace
+
+import pytest
+
+from leverlab.errors import LeverlabError
+from leverlab.records import Example
+from leverlab.worlds.world import World, check_world
+
+
+def example(name: str, image_id: str) -> Example:
+    return Example(name, b"bytes", image_id, "What?", "any", ("yes",))
+
+
+def world(**splits: tuple[Example, ...]) -> World:
+    whole = {name: (example(f"{name}-0", f"image of {name}"),) for name in ("pool", "train", "val", "test")}
+    return World("small", **(whole | splits), licence="none", description="A small world.")
+
+
+def test_a_whole_world_passes_and_one_split_may_show_an_image_twice():
+    check_world(world(pool=(example("pool-0", "a"), example("pool-1", "a"))))
+
+
+@pytest.mark.parametrize("split", ["pool", "val"])
+def test_an_id_that_comes_twice_is_refused(split):
+    doubled = world(**{split: (example("x", "a"), example("x", "a"))})
+    with pytest.raises(LeverlabError, match=f"id 'x': split '{split}' holds this id already"):
+        check_world(doubled)
+
+
+def test_an_id_in_two_splits_is_refused():
+    with pytest.raises(LeverlabError, match="split 'test', id 'pool-0': split 'pool' holds this id already"):
+        check_world(world(test=(example("pool-0", "a"),)))
+
+
+def test_an_image_in_two_splits_is_refused_and_both_are_named():
+    with pytest.raises(LeverlabError, match="split 'test', id 'q': image 'image of train' is in split 'train' too"):
+        check_world(world(test=(example("q", "image of train"),)))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"answers": ()}, {"answers": ("yes", " ")}, {"question": " "}, {"question_type": ""}]
+)
+def test_an_empty_text_is_refused(changes):
+    with pytest.raises(LeverlabError, match="'val-0'"):
+        check_world(world(val=(replace(example("val-0", "a"), **changes),)))
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(LeverlabError, match="split 'train' is empty"):
+        check_world(world(train=()))
