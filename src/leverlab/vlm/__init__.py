@@ -1,0 +1,1 @@
+"""The frozen vision-language model: prompt, model, scoring, caches."""

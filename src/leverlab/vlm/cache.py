@@ -1,0 +1,76 @@
+"""Scores on disk, keyed by what was asked: the VLM, the batch of prompts, the kind of answer.
+
+An entry is one whole batch, because a batched forward is not bit-invariant to what else is in the batch: an entry is
+either found whole, with the bytes that a forward would give, or computed whole. SQLite keeps several writers apart and
+survives kills; every entry carries a checksum.
+"""
+
+import sqlite3
+import zlib
+from pathlib import Path
+from types import TracebackType
+
+from leverlab.errors import LeverlabError
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+
+
+class ScoreCache:
+    """A dictionary of bytes on disk that processes share. Raises `LeverlabError` for a damaged file and a full disk."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute(_SCHEMA)
+        except sqlite3.Error as error:
+            raise self._explain(error) from None
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the entry of `key`, or None. Raises `LeverlabError` when the file or the entry is damaged."""
+        try:
+            row = self._db.execute("SELECT value FROM scores WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise self._explain(error) from None
+        if row is None:
+            return None
+        checksum, value = bytes(row[0][:4]), bytes(row[0][4:])
+        if zlib.crc32(value).to_bytes(4, "big") != checksum:
+            raise LeverlabError(
+                f"an entry of the score cache {self._path} is damaged; delete the file: it holds nothing that cannot "
+                "be computed again"
+            )
+        return value
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Store `value` under `key`; an entry that is already there stays (it holds the same bytes)."""
+        entry = zlib.crc32(value).to_bytes(4, "big") + value
+        try:
+            self._db.execute("INSERT OR IGNORE INTO scores VALUES (?, ?)", (key, entry))
+        except sqlite3.Error as error:
+            raise self._explain(error) from None
+
+    def _explain(self, error: sqlite3.Error) -> LeverlabError:
+        if "full" in str(error):
+            return LeverlabError(
+                f"no space left for the score cache {self._path}; free some and run again: all earlier scores are kept"
+            )
+        if isinstance(error, sqlite3.OperationalError):
+            return LeverlabError(
+                f"the score cache {self._path} cannot be used ({error}); check its folder, or delete it"
+            )
+        return LeverlabError(
+            f"the score cache {self._path} is damaged ({error}); delete it: it holds nothing that cannot be computed "
+            "again"
+        )
+
+    def __enter__(self) -> "ScoreCache":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()

@@ -1,0 +1,91 @@
+"""Loading a frozen vision-language model: a hub id or a local folder in the hub's format, one code path for all."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+import leverlab.vlm.processor  # noqa: F401 - registers the image-only processor with AutoProcessor
+from leverlab.errors import LeverlabError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Vlm:
+    """A frozen VLM with its processor. `digest` names its weights, dtype and prompt format in caches."""
+
+    model: Any
+    processor: Any
+    digest: str
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model computes on."""
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the model computes in."""
+        return next(iter(self.model.parameters())).dtype
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        """Return the input embeddings of token ids, shape (..., width)."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings
+
+
+def load_vlm(source: str, dtype: str, device: str = "auto") -> Vlm:
+    """Return the frozen VLM in `source` (a local folder in the hub's format, or a hub id).
+
+    `dtype` is 'float32' or 'bfloat16'; `device` 'auto' takes a GPU where there is one. Raises `LeverlabError` when the
+    checkpoint is missing, truncated or lacks a tensor.
+    """
+    if dtype not in DTYPES:
+        raise LeverlabError(f"vlm.dtype = '{dtype}' is not known; use one of {sorted(DTYPES)}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        processor = AutoProcessor.from_pretrained(source)
+        model: Any
+        report: Any
+        model, report = AutoModelForImageTextToText.from_pretrained(  # type: ignore[misc]
+            source, dtype=DTYPES[dtype], attn_implementation="sdpa", output_loading_info=True
+        )
+    except Exception as error:  # the library raises OSError, SafetensorError, ValueError and more for a bad checkpoint
+        problem = " ".join(str(error).split())[:300]
+        raise LeverlabError(
+            f"the VLM at '{source}' cannot be loaded ({problem}); vlm.source must be a hub id or a whole checkpoint "
+            "folder"
+        ) from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            raise LeverlabError(
+                f"the VLM at '{source}' has {kind.replace('_', ' ')} {sorted(report[kind])[:5]}; fetch it again"
+            )
+    if not hasattr(processor, "image_processor"):
+        raise LeverlabError(f"the VLM at '{source}' has no image processor; add its preprocessor_config.json")
+    model.requires_grad_(False)
+    return Vlm(model.to(device).eval(), processor, _digest(source, dtype, processor))
+
+
+def _digest(source: str, dtype: str, processor: Any) -> str:
+    """Return a digest of the weight files (their names and sizes for a hub id), the dtype and the chat template."""
+    sha = hashlib.sha256(f"{dtype}\n{processor.chat_template}\n".encode())
+    folder = Path(source)
+    if not folder.is_dir():
+        sha.update(source.encode())
+        return sha.hexdigest()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".json"}:
+            sha.update(path.name.encode())
+            with path.open("rb") as file:
+                sha.update(hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()

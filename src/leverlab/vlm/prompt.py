@@ -1,0 +1,103 @@
+"""Prompts as turns: what a demo and a question become in the VLM's own chat template and tokens.
+
+A prompt is `head + demo turn … + question turn`, and every turn's tokens are the same wherever the turn stands, so
+prompts that share demos share tokens. Both facts hold for turn-wise chat templates; they are checked here against the
+template itself, never assumed. The answer's tokens are the ones that the tokenizer reports for the answer's characters
+(a hand-made label mask that ignored the template once made every answer probability 1e-6).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from leverlab.errors import LeverlabError
+from leverlab.records import Example
+
+Message = dict[str, Any]
+_PROBE_QUESTION, _PROBE_ANSWER = "What is this?", "it"
+
+
+@dataclass(frozen=True)
+class QuestionTurn:
+    """The tokens of a question, up to where the answer begins, and of its reference answer."""
+
+    ids: tuple[int, ...]
+    answer_ids: tuple[int, ...]
+    end_id: int  # the token that follows a complete answer
+
+
+def demo_messages(example: Example) -> list[Message]:
+    """Return the chat messages of `example` with its reference answer."""
+    return [*question_messages(example.question), _assistant(example.answer)]
+
+
+def question_messages(question: str) -> list[Message]:
+    """Return the chat message that shows an image and asks `question`."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+
+
+def _assistant(answer: str) -> Message:
+    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+
+
+class PromptFormat:
+    """The turns of one processor's chat template, tokenised. Image placeholders stand as one token an image."""
+
+    def __init__(self, processor: Any):
+        self._processor = processor
+        self._tokenizer = processor.tokenizer
+        probe = [*question_messages(_PROBE_QUESTION), _assistant(_PROBE_ANSWER)]
+        one, two = self._render(probe), self._render([*probe, *probe])
+        turn = two.removeprefix(one)
+        if turn == two or not one.endswith(turn):
+            raise LeverlabError(
+                "the VLM's chat template writes a turn differently at different places, so prompts cannot share turns; "
+                "use a VLM with a turn-wise template"
+            )
+        self._before = one  # a conversation to continue, so that the head is not written again
+        self._probe = probe
+        self.head_ids = tuple(self._encode(one.removesuffix(turn))[0])
+
+    def demo_ids(self, example: Example) -> tuple[int, ...]:
+        """Return the token ids of `example` as a demo turn."""
+        text = self._continue(demo_messages(example), generation=False)
+        return tuple(self._encode(text)[0])
+
+    def question_turn(self, example: Example) -> QuestionTurn:
+        """Return the tokens of `example` as the question to answer. Raises `LeverlabError` when the answer has no span
+        of its own."""
+        prompt = self._continue(question_messages(example.question), generation=True)
+        whole = self._continue(demo_messages(example), generation=False)
+        completion = whole.removeprefix(prompt)
+        if completion == whole or example.answer not in completion:
+            raise LeverlabError(
+                f"the chat template does not place the answer of '{example.id}' right after its question"
+            )
+        stop = len(prompt) + completion.index(example.answer) + len(example.answer)
+        ids, spans = self._encode(whole)
+        first = next((i for i, (start, _) in enumerate(spans) if start == len(prompt)), None)
+        last = next((i for i, (_, end) in enumerate(spans) if end == stop), None)
+        if first is None or last is None or last + 1 >= len(ids):
+            raise LeverlabError(
+                f"the tokenizer joins the answer of '{example.id}' ({example.answer!r}) with its surroundings; "
+                "its probability cannot be told from theirs"
+            )
+        return QuestionTurn(tuple(ids[:first]), tuple(ids[first : last + 1]), ids[last + 1])
+
+    def render_prompt(self, demos: list[Example], question: Example) -> str:
+        """Return the whole prompt as text, for people and for checks against the processor."""
+        messages = [message for demo in demos for message in demo_messages(demo)]
+        return self._render([*messages, *question_messages(question.question)], generation=True)
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the text of answer tokens, without special tokens and surrounding space."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def _continue(self, messages: list[Message], generation: bool) -> str:
+        return self._render([*self._probe, *messages], generation).removeprefix(self._before)
+
+    def _render(self, messages: list[Message], generation: bool = False) -> str:
+        return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]

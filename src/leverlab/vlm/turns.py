@@ -1,0 +1,190 @@
+"""Turns as tensors: every demo and question embedded once, packed into rows of a batch by index.
+
+A row holds `head + demo 1 … demo L` and then several *leaves*: copies of the question turn, the one for k shots seeing
+the head, the first k demos and itself. So one row scores all prefixes of a list, and no turn is computed twice.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leverlab.errors import LeverlabError
+from leverlab.records import Example
+from leverlab.vlm.model import Vlm
+from leverlab.vlm.prompt import PromptFormat
+from leverlab.vlm.vision import encode_images
+
+Ints = NDArray[np.int64]
+PADDING = -1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows: R rows of T tokens; S turns a row (head, L demos, then the leaves)."""
+
+    tokens_RT: Tensor  # index into the table's embeddings
+    positions_3RT: Tensor  # rotary positions
+    turn_RT: Tensor  # which of the S turns a token belongs to, PADDING behind the row's end
+    sees_RT: Tensor  # a token sees all demo turns with an index below this one, and its own turn up to itself
+    starts_RS: Ints  # column of each turn's first token
+    extent_R: Ints  # rotary extent of head and demos
+
+
+@dataclass(frozen=True)
+class _Turn:
+    start: int
+    length: int
+    extent: int
+
+
+class TurnTable:
+    """The embedded turns of demos and questions. Examples are added once and known by their id from then on."""
+
+    def __init__(self, vlm: Vlm):
+        self.vlm = vlm
+        self.format = PromptFormat(vlm.processor)
+        self._embeds: list[Tensor] = []
+        self._positions: list[Tensor] = []
+        self._size = 0
+        self._turns: list[_Turn] = []
+        self._joined: tuple[Tensor, Tensor] | None = None
+        self._demo: dict[str, int] = {}
+        self._question: dict[str, int] = {}
+        self.contents: dict[str, bytes] = {}  # digest of image, question and reference answer
+        self.answer_ids: dict[str, tuple[int, ...]] = {}
+        self.end_id: dict[str, int] = {}
+        self._add(self.format.head_ids, None, None)  # turn 0 is the head
+
+    def add_demos(self, examples: Sequence[Example], batch: int = 256) -> None:
+        """Embed `examples` as demos; those already known are skipped."""
+        self._add_all([example for example in examples if example.id not in self._demo], as_demos=True, batch=batch)
+
+    def add_questions(self, examples: Sequence[Example], batch: int = 256) -> None:
+        """Embed `examples` as questions, with their reference answers; those already known are skipped."""
+        self._add_all(
+            [example for example in examples if example.id not in self._question], as_demos=False, batch=batch
+        )
+
+    def demo(self, identifier: str) -> int:
+        """Return the turn of a demo. Raises `LeverlabError` for an id that was never added."""
+        return _known(self._demo, identifier, "demo")
+
+    def question(self, identifier: str) -> int:
+        """Return the turn of a question. Raises `LeverlabError` for an id that was never added."""
+        return _known(self._question, identifier, "question")
+
+    def length(self, turn: int) -> int:
+        """Return the number of tokens of a turn."""
+        return self._turns[turn].length
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Return embeddings (tokens, width) and relative rotary positions (3, tokens) of all turns."""
+        if self._joined is None:
+            self._embeds, self._positions = [torch.cat(self._embeds)], [torch.cat(self._positions, dim=1)]
+            self._joined = (self._embeds[0], self._positions[0])
+        return self._joined
+
+    def pack(self, demos_RL: Ints, leaves_RM: Ints, shots_M: Sequence[int], offset_R: Ints | None = None) -> Rows:
+        """Return packed rows of turns.
+
+        `demos_RL` holds the turns of each row's demos (the head is put first unless `offset_R` says that head and
+        earlier demos were computed before, and how far they extend), `leaves_RM` the turns of its leaves, and `shots_M`
+        how many of the row's demos each leaf sees.
+        """
+        rows, demo_count = demos_RL.shape
+        if offset_R is None:
+            demos_RL, demo_count = np.concatenate([np.zeros((rows, 1), np.int64), demos_RL], axis=1), demo_count + 1
+            shots_M, offset_R = [shots + 1 for shots in shots_M], np.zeros(rows, np.int64)
+        turns_RS = np.concatenate([demos_RL, leaves_RM], axis=1)
+        catalogue = np.array([(turn.start, turn.length, turn.extent) for turn in self._turns], dtype=np.int64)
+        start_RS, length_RS, extent_RS = (catalogue[turns_RS, column] for column in range(3))
+        ends_RD = offset_R[:, None] + np.cumsum(extent_RS[:, :demo_count], axis=1)
+        before_RD = np.concatenate([offset_R[:, None], ends_RD], axis=1)  # extent before demo d
+        base_RS = np.concatenate([before_RD[:, :demo_count], before_RD[:, list(shots_M)]], axis=1)
+        sees_S = np.array([*range(demo_count), *shots_M])
+
+        turn_count = turns_RS.shape[1]
+        flat_length = length_RS.ravel()
+        which = np.repeat(np.arange(rows * turn_count), flat_length)  # flat turn of every token, row by row
+        within = np.arange(len(which)) - np.repeat(np.cumsum(flat_length) - flat_length, flat_length)
+        starts_RS = np.cumsum(length_RS, axis=1) - length_RS
+        row, turn = which // turn_count, which % turn_count
+        column = starts_RS.ravel()[which] + within
+        width = int(length_RS.sum(axis=1).max())
+        tokens, turns, sees = (np.full((rows, width), value, np.int64) for value in (0, PADDING, 0))
+        positions = np.zeros((rows, width), np.int64)
+        tokens[row, column] = start_RS.ravel()[which] + within
+        turns[row, column], sees[row, column] = turn, sees_S[turn]
+        positions[row, column] = base_RS.ravel()[which]
+        device = self.vlm.device
+        tokens_RT, base_RT = torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device)
+        positions_3RT = self.tensors()[1][:, tokens_RT] + base_RT
+        return Rows(
+            tokens_RT,
+            positions_3RT,
+            torch.from_numpy(turns).to(device),
+            torch.from_numpy(sees).to(device),
+            starts_RS,
+            before_RD[:, -1],
+        )
+
+    def _add_all(self, examples: Sequence[Example], as_demos: bool, batch: int) -> None:
+        for start in range(0, len(examples), batch):
+            part = examples[start : start + batch]
+            inputs = self.vlm.processor.image_processor([example.open_image() for example in part], return_tensors="pt")
+            grids = inputs["image_grid_thw"].to(self.vlm.device)
+            with torch.no_grad():
+                features = encode_images(self.vlm.model, inputs["pixel_values"].to(self.vlm.device), grids)
+            for example, feature, grid in zip(part, features, grids, strict=True):
+                self.contents[example.id] = _content(example)
+                if as_demos:
+                    self._demo[example.id] = self._add(self.format.demo_ids(example), feature, grid)
+                    continue
+                turn = self.format.question_turn(example)
+                self.answer_ids[example.id], self.end_id[example.id] = turn.answer_ids, turn.end_id
+                self._question[example.id] = self._add((*turn.ids, *turn.answer_ids), feature, grid)
+
+    def _add(self, ids: Sequence[int], feature: Tensor | None, grid: Tensor | None) -> int:
+        image_id = self.vlm.model.config.image_token_id
+        if feature is not None:
+            place = ids.index(image_id)
+            ids = [*ids[:place], *([image_id] * len(feature)), *ids[place + 1 :]]
+        row = torch.tensor([list(ids)], dtype=torch.long, device=self.vlm.device)
+        is_image = row == image_id
+        if len(ids):
+            positions, _ = self.vlm.model.model.get_rope_index(
+                row, is_image.int(), image_grid_thw=None if grid is None else grid[None]
+            )
+        else:
+            positions = torch.zeros(3, 1, 0, dtype=torch.long, device=self.vlm.device)
+        with torch.no_grad():
+            embeds = self.vlm.embed_tokens(row)[0].clone()
+        if feature is not None:
+            embeds[is_image[0]] = feature.to(embeds.dtype)
+        self._turns.append(_Turn(self._size, len(ids), int(positions.max()) + 1 if len(ids) else 0))
+        self._embeds.append(embeds)
+        self._positions.append(positions[:, 0])
+        self._joined, self._size = None, self._size + len(ids)
+        return len(self._turns) - 1
+
+
+def _content(example: Example) -> bytes:
+    """Return a digest of all that the VLM can see of `example`."""
+    sha = hashlib.sha256(hashlib.sha256(example.image).digest())
+    sha.update(f"{example.question}\0{example.answer}".encode())
+    return sha.digest()
+
+
+def _known(turns: dict[str, int], identifier: str, kind: str) -> int:
+    try:
+        return turns[identifier]
+    except KeyError:
+        raise LeverlabError(
+            f"the {kind} '{identifier}' is not among the {len(turns)} known ones; "
+            "the file that names it was made for another pool: run dvc repro"
+        ) from None
