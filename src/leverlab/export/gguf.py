@@ -1,0 +1,233 @@
+"""Export of a checkpoint's text part to GGUF, llama.cpp's file format, and the proof that nothing was lost on the way.
+
+Matrices become f16 or q8_0 (as ggml defines it: blocks of 32 values, a half-precision scale a block, an int8 a value),
+vectors stay f32. The quantisers of the `gguf` package give the same bits as llama.cpp's own. One tensor is in memory at
+a time.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
+from numpy.typing import NDArray
+
+from leverlab.errors import LeverlabError
+from leverlab.export.text_checkpoint import TextCheckpoint, read_text_checkpoint
+from leverlab.export.tokenizer_fields import Value
+
+Kind = Literal["f16", "q8_0"]
+
+_KINDS: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
+    "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
+    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
+}
+_LARGEST = {  # the largest magnitude that each type can hold
+    GGMLQuantizationType.F32: float(np.finfo(np.float32).max),
+    GGMLQuantizationType.F16: 65504.0,
+    GGMLQuantizationType.Q8_0: 127 * 65504.0,
+}
+_CHUNK = 1 << 20  # values compared at once: bounds memory on models with large vocabularies
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """How one tensor of a GGUF file differs from the checkpoint's."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: str  # F32, F16 or Q8_0
+    max_abs_error: float
+    max_allowed_error: float  # the largest bound of any value of the tensor; every value is held against its own
+    values_beyond: int  # values whose error exceeds their bound; 0 in a sound file
+
+
+def export_text(checkpoint: Path, out: Path, kind: Kind) -> None:
+    """Write the text part of a hub-format checkpoint folder to the GGUF file `out`, with matrices of type `kind`.
+
+    Architectures: the text part of Qwen2.5-VL (as `qwen2vl`), and plain Qwen2, Qwen3 and Llama. A matrix whose rows are
+    no multiple of 32 wide stays f16. The bytes depend on the checkpoint's contents alone, not on its path, its shards
+    or the time. `out` appears whole or not at all; its folder is made if missing. Raises `LeverlabError` when the
+    checkpoint is incomplete, damaged or not expressible, when a value is too large for `kind`, and when `out` cannot be
+    written.
+    """
+    if kind not in _KINDS:
+        raise LeverlabError(f"GGUF type {kind!r} is not known; use one of {', '.join(_KINDS)}")
+    text = read_text_checkpoint(checkpoint)
+    with _written_aside(out, text.architecture) as writer:
+        for key, value in _fields(text, kind).items():
+            writer.add_key_value(key, value, _value_type(value))
+        for name, tensor in text.tensors.items():
+            stored = _stored_type(tensor.shape, kind)
+            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), _n_bytes(tensor.shape, stored), stored)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in text.tensors.values():
+            values, stored = tensor.load(), _stored_type(tensor.shape, kind)
+            if (largest := float(np.abs(values).max())) > _LARGEST[stored]:
+                raise LeverlabError(
+                    f"{tensor.file}: {tensor.source} holds values up to {largest:.3g}, {stored.name} only up to "
+                    f"{_LARGEST[stored]:.3g}; use another checkpoint"
+                )
+            writer.write_tensor_data(gguf.quants.quantize(values, stored))
+
+
+def compare(checkpoint: Path, path: Path) -> list[TensorComparison]:
+    """Return, for every tensor of the GGUF file `path`, how far its values are from those of the checkpoint folder.
+
+    A value's bound is what rounding to its type may cost and no more: 0 for F32, half a unit in the last place for F16,
+    for Q8_0 half a step of its block plus the rounding of the block's scale. A tensor with `values_beyond` > 0 was not
+    exported from this checkpoint, or not correctly. Raises `LeverlabError` when the file is truncated or no GGUF, when
+    a tensor is missing, unexpected, not finite or of another shape or type, and when a field (hyperparameter, token,
+    merge, template) differs.
+    """
+    text = read_text_checkpoint(checkpoint)
+    fields, tensors = _read(path)
+    file_type = fields.get("general.file_type")
+    kinds = [kind for kind, (_, known) in _KINDS.items() if file_type == known]
+    if not kinds:
+        raise LeverlabError(f"{path}: general.file_type {file_type} is none of {', '.join(_KINDS)}; export again")
+    _compare_fields({"general.architecture": text.architecture} | _fields(text, kinds[0]), fields, path)
+    if missing := text.tensors.keys() - tensors.keys():
+        raise LeverlabError(
+            f"{path} lacks {len(missing)} tensor(s) of {checkpoint}, first {min(missing)}; export again"
+        )
+    if surplus := tensors.keys() - text.tensors.keys():
+        raise LeverlabError(
+            f"{path} has {len(surplus)} tensor(s) not in {checkpoint}, first {min(surplus)}; export again"
+        )
+    result = []
+    for name, source in text.tensors.items():
+        stored, found = _stored_type(source.shape, kinds[0]), tensors[name]
+        shape = tuple(int(size) for size in reversed(found.shape))  # ggml counts dimensions from the innermost
+        if (found.tensor_type, shape) != (stored, source.shape):
+            raise LeverlabError(
+                f"{path}: {name} is {found.tensor_type.name} {shape}, not {stored.name} {source.shape}; export again"
+            )
+        worst, allowed, beyond = _errors(source.load(), found.data, stored)
+        if not math.isfinite(worst):
+            raise LeverlabError(f"{path}: {name} holds NaN or infinite values; export again")
+        result.append(TensorComparison(name, shape, stored.name, worst, allowed, beyond))
+    return result
+
+
+def _fields(text: TextCheckpoint, kind: str) -> dict[str, Value]:
+    """Return the fields of the file, without the architecture, which the writer puts first by itself."""
+    return {
+        "general.file_type": int(_KINDS[kind][1]),
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        **text.fields,
+    }
+
+
+def _value_type(value: Value) -> GGUFValueType:
+    if isinstance(value, bool):  # before int, which it is too
+        return GGUFValueType.BOOL
+    if isinstance(value, int):
+        return GGUFValueType.UINT32
+    if isinstance(value, float):
+        return GGUFValueType.FLOAT32
+    return GGUFValueType.STRING if isinstance(value, str) else GGUFValueType.ARRAY
+
+
+def _stored_type(shape: tuple[int, ...], kind: str) -> GGMLQuantizationType:
+    """Return the type that a tensor of `shape` has in a file of `kind`."""
+    if len(shape) == 1:  # norms and biases: llama.cpp computes with them in f32
+        return GGMLQuantizationType.F32
+    wanted = _KINDS[kind][0]
+    return wanted if shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0] == 0 else GGMLQuantizationType.F16
+
+
+def _n_bytes(shape: tuple[int, ...], stored: GGMLQuantizationType) -> int:
+    block, size = gguf.GGML_QUANT_SIZES[stored]
+    return math.prod(shape) // block * size
+
+
+@contextlib.contextmanager
+def _written_aside(out: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
+    """Yield a writer to a file beside `out`, which takes the place of `out` when the block ends without an error."""
+    aside = out.with_name(f"{out.name}.partial")
+    writer = gguf.GGUFWriter(aside, architecture)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield writer
+        writer.close()
+        aside.replace(out)
+    except OSError as error:
+        raise LeverlabError(f"{out} cannot be written ({error}); free space there or choose another place") from None
+    finally:
+        with contextlib.suppress(OSError):  # a full disk refuses the last buffer once more
+            writer.close()
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
+    """Return the fields and the tensors (values mapped, not read) of a GGUF file."""
+    try:
+        reader = gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+        end = max(tensor.data_offset + tensor.n_bytes for tensor in reader.tensors)
+        if path.stat().st_size != gguf.GGUFWriter.ggml_pad(end, reader.alignment):
+            raise ValueError("its size is not what its tensors add up to")
+    except FileNotFoundError:
+        raise LeverlabError(f"{path} does not exist; export it first") from None
+    except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
+        raise LeverlabError(f"{path} is truncated or no GGUF file ({error}); export it again") from None
+    return fields, {tensor.name: tensor for tensor in reader.tensors}
+
+
+def _compare_fields(expected: dict[str, Value], found: dict[str, Any], path: Path) -> None:
+    for key in sorted(expected.keys() | found.keys()):
+        wanted, value = expected.get(key), found.get(key)
+        if wanted is None and key.startswith("general."):  # a name or an author changes no answer
+            continue
+        if isinstance(wanted, float):
+            wanted = float(np.float32(wanted))
+        if isinstance(wanted, list) and isinstance(value, list) and len(wanted) == len(value):
+            for index, (left, right) in enumerate(zip(wanted, value, strict=True)):
+                if left != right:
+                    raise LeverlabError(
+                        f"{path}: {key}[{index}] is {right!r}, in the checkpoint {left!r}; export again"
+                    )
+        elif isinstance(wanted, list):
+            count = len(value) if isinstance(value, list) else "no"
+            raise LeverlabError(f"{path}: {key} has {count} entries, in the checkpoint {len(wanted)}; export again")
+        elif wanted != value:
+            raise LeverlabError(f"{path}: {key} is {value!r}, in the checkpoint {wanted!r}; export again")
+
+
+def _errors(values: NDArray[np.float32], data: NDArray[Any], stored: GGMLQuantizationType) -> tuple[float, float, int]:
+    """Return the largest error, the largest bound, and how many values lie beyond their own bound."""
+    rows = values.reshape(-1, values.shape[-1])
+    packed = data.reshape(len(rows), -1)
+    step = max(1, _CHUNK // rows.shape[1])
+    worst, allowed, beyond = 0.0, 0.0, 0
+    for start in range(0, len(rows), step):
+        exact, chunk = rows[start : start + step].astype(np.float64), packed[start : start + step]
+        error = np.abs(gguf.quants.dequantize(chunk, stored).astype(np.float64) - exact)
+        bound = _bounds(exact, chunk, stored)
+        worst = float(np.maximum(worst, error.max()))  # unlike max, it passes NaN on
+        allowed = max(allowed, float(bound.max()))
+        beyond += int((error > bound).sum())
+    return worst, allowed, beyond
+
+
+def _bounds(exact: NDArray[np.float64], packed: NDArray[Any], stored: GGMLQuantizationType) -> NDArray[np.float64]:
+    """Return for every value the largest error that rounding it to `stored` can make."""
+    if stored == GGMLQuantizationType.F32:
+        return np.zeros_like(exact)
+    if stored == GGMLQuantizationType.F16:  # unit roundoff 2^-11; below the normal numbers, half the spacing of 2^-24
+        return np.maximum(np.abs(exact) * 2.0**-11, 2.0**-25)
+    # Q8_0 stores round(x / d), and d in half precision (off by `off` at most). The first costs half a step d (and a few
+    # f32 roundings of a number up to 127), the second `off` for each of up to 127 steps.
+    scale = packed.reshape(len(packed), -1, 34)[..., :2].copy().view(np.float16)
+    off = np.spacing(scale).astype(np.float64) / 2
+    per_block = (0.5 + 127 * 2.0**-22) * (scale.astype(np.float64) + off) + 127 * off
+    return np.repeat(per_block[..., 0], 32, axis=1)

@@ -1,0 +1,1 @@
+"""The policy: a pointer network that picks demos."""
