@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -41,7 +43,8 @@ def run_tasks(
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process that has used torch may hang
-    with ProcessPoolExecutor(count, context, start, start_arguments) as pool:
+    arguments = (os.getpid(), start, start_arguments)
+    with ProcessPoolExecutor(count, context, _start_worker, arguments) as pool:
         try:
             yield from pool.map(function, tasks)
         except BrokenProcessPool:
@@ -49,3 +52,16 @@ def run_tasks(
                 "a worker process died, perhaps for want of memory; run dvc repro again (finished work is kept), with "
                 "LEVERLAB_WORKERS=1 if memory is short"
             ) from None
+
+
+def _start_worker(parent: int, start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    if start is not None:
+        start(*arguments)
+
+
+def _die_with(parent: int) -> None:
+    """End this process soon after its parent: a killed stage must not leave workers that go on computing."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

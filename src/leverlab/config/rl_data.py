@@ -22,6 +22,7 @@ class HealthLimits(Section):
 class RlDataParams(Section):
     """How the VLM's preferences are collected on train questions."""
 
+    queries: int = Field(ge=1)  # train questions that get beams and a group
     beam_width: int = Field(ge=1, le=64)
     random_lists: int = Field(ge=1, le=64)  # random trajectories in each group
     seed: int = Field(ge=0)

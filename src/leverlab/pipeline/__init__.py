@@ -1,0 +1,1 @@
+"""Tools on the pipeline itself: dependencies and plans."""

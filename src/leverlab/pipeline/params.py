@@ -1,0 +1,82 @@
+"""The whole of `params.yaml`, checked before anything runs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from leverlab.config.base import Section, parse_section, read_params
+from leverlab.config.data import DataParams
+from leverlab.config.gguf import GgufParams
+from leverlab.config.grpo import GrpoParams
+from leverlab.config.infer import InferParams
+from leverlab.config.prepare import PrepareParams
+from leverlab.config.rce import RceParams
+from leverlab.config.report import ReportParams
+from leverlab.config.reward import RewardParams
+from leverlab.config.rl_data import RlDataParams
+from leverlab.config.select_best import SelectBestParams
+from leverlab.config.selector import SelectorParams
+from leverlab.config.sft import SftParams
+from leverlab.config.vlm import EvalParams, VlmParams
+from leverlab.errors import LeverlabError
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": DataParams,
+    "vlm": VlmParams,
+    "eval": EvalParams,
+    "selector": SelectorParams,
+    "reward": RewardParams,
+    "prepare": PrepareParams,
+    "rl_data": RlDataParams,
+    "sft": SftParams,
+    "rce": RceParams,
+    "grpo": GrpoParams,
+    "select_best": SelectBestParams,
+    "infer": InferParams,
+    "gguf": GgufParams,
+    "report": ReportParams,
+}
+
+
+def check_params(data: Mapping[str, Any], where: str) -> None:
+    """Raise `LeverlabError` with one line per problem unless `data` is a valid params file of the main pipeline."""
+    problems = [f"{where}: unknown section '{name}'" for name in data if name not in {*SECTIONS, "seeds"}]
+    parsed: dict[str, Section] = {}
+    for name, model in SECTIONS.items():
+        try:
+            parsed[name] = parse_section(model, name, data, where)
+        except LeverlabError as error:
+            problems.append(str(error))
+    seeds = data.get("seeds")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        problems.append(f"{where}: 'seeds' = {seeds!r} must be a list of whole numbers from 0 on")
+    elif len(set(seeds)) != len(seeds):
+        problems.append(f"{where}: 'seeds' = {seeds!r} names a seed twice")
+    if not problems:
+        problems += _cross_checks(parsed, where)
+    if problems:
+        raise LeverlabError("\n".join(problems))
+
+
+def check_params_file(path: Path) -> None:
+    """Raise `LeverlabError` unless the file holds valid params of the main pipeline."""
+    check_params(read_params(path), path.name)
+
+
+def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
+    """Return what is wrong between sections."""
+    problems = []
+    shots, weights = parsed["eval"].shots, parsed["reward"].shot_weights
+    if len(weights) != shots:
+        problems.append(f"{where}: reward.shot_weights has {len(weights)} values, but eval.shots = {shots}")
+    if parsed["prepare"].candidates < shots:
+        problems.append(
+            f"{where}: prepare.candidates = {parsed['prepare'].candidates} is less than eval.shots = {shots}"
+        )
+    if parsed["data"].pool < parsed["prepare"].candidates:
+        problems.append(f"{where}: data.pool = {parsed['data'].pool} holds fewer demos than prepare.candidates")
+    if parsed["rl_data"].queries > parsed["data"].train:
+        problems.append(f"{where}: rl_data.queries exceeds data.train = {parsed['data'].train}")
+    if parsed["grpo"].control.keep > parsed["grpo"].group:
+        problems.append(f"{where}: grpo.control.keep exceeds grpo.group = {parsed['grpo'].group}")
+    return problems

@@ -1,0 +1,96 @@
+"""The files of the rl-data stage: beams to imitate, and groups of scored trajectories."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from leverlab.errors import LeverlabError
+from leverlab.records import read_table, write_table
+
+TERMS = ("beam_score", "correct", "vqa_accuracy", "answer_prob")
+_FLOATS = pa.list_(pa.float32())
+BEAM_SCHEMA = pa.schema(
+    [("query_id", pa.string()), ("rank", pa.int64()), ("demos", pa.list_(pa.string())), ("beam_score", _FLOATS)]
+)
+GROUP_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("source", pa.string()),
+        ("demos", pa.list_(pa.string())),
+        *((term, _FLOATS) for term in TERMS),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The G trajectories of one query: demo lists of T demos and the reward terms of every prefix, (G, T)."""
+
+    query_id: str
+    lists: tuple[tuple[str, ...], ...]
+    sources: tuple[str, ...]
+    terms: Mapping[str, NDArray[np.float64]]
+
+
+def write_beams(path: Path, beams: Mapping[str, Sequence[tuple[tuple[str, ...], Sequence[float]]]]) -> None:
+    """Write query id → beams, best first: the demos and P(answer) after every prefix."""
+    rows = [
+        {"query_id": query_id, "rank": rank, "demos": list(demos), "beam_score": list(scores)}
+        for query_id, ranked in beams.items()
+        for rank, (demos, scores) in enumerate(ranked)
+    ]
+    write_table(path, rows, BEAM_SCHEMA)
+
+
+def read_beams(path: Path, shots: int) -> dict[str, list[tuple[str, ...]]]:
+    """Return query id → demo lists, best first. Raises `LeverlabError` for lists that do not have `shots` demos."""
+    beams: dict[str, list[tuple[str, ...]]] = {}
+    for index, row in enumerate(read_table(path, BEAM_SCHEMA.names).to_pylist()):
+        ranked = beams.setdefault(row["query_id"], [])
+        if len(row["demos"] or ()) != shots or row["rank"] != len(ranked):
+            raise LeverlabError(f"{path} row {index}: expected rank {len(ranked)} with {shots} demos, found {row}")
+        ranked.append(tuple(row["demos"]))
+    return beams
+
+
+def write_groups(path: Path, groups: Sequence[Group]) -> None:
+    """Write one row a trajectory."""
+    rows = [
+        {"query_id": group.query_id, "source": group.sources[g], "demos": list(group.lists[g])}
+        | {term: group.terms[term][g].tolist() for term in TERMS}
+        for group in groups
+        for g in range(len(group.lists))
+    ]
+    write_table(path, rows, GROUP_SCHEMA)
+
+
+def read_groups(path: Path, shots: int) -> list[Group]:
+    """Return the groups, in the order of their first row.
+
+    Raises `LeverlabError` for a list or a term that does not have `shots` values, a value that is not finite, and
+    groups of unequal size.
+    """
+    rows: dict[str, list[dict[str, object]]] = {}
+    for index, row in enumerate(read_table(path, GROUP_SCHEMA.names).to_pylist()):
+        for name in ("demos", *TERMS):
+            values = row[name]
+            if values is None or len(values) != shots:
+                raise LeverlabError(f"{path} row {index}: '{name}' must hold {shots} values, not {values!r}")
+            if name != "demos" and not np.isfinite(np.asarray(values, np.float64)).all():
+                raise LeverlabError(f"{path} row {index}: '{name}' holds a value that is not a number: {values!r}")
+        rows.setdefault(row["query_id"], []).append(row)
+    if len({len(group) for group in rows.values()}) > 1:
+        raise LeverlabError(f"{path} holds groups of different sizes; run dvc repro rl-data")
+    return [
+        Group(
+            query_id,
+            tuple(tuple(row["demos"]) for row in group),  # type: ignore[arg-type]
+            tuple(str(row["source"]) for row in group),
+            {term: np.asarray([row[term] for row in group], np.float64) for term in TERMS},
+        )
+        for query_id, group in rows.items()
+    ]

@@ -1,0 +1,148 @@
+"""GRPO on demo lists, and its equal-budget control.
+
+Both arms draw the same number of lists from their own policy, have the VLM score them, and take the same number of
+optimiser steps; they differ in the objective alone. GRPO (DeepSeekMath, arXiv 2402.03300) compares lists inside a
+group; the control, rejection sampling (RAFT, arXiv 2304.06767), imitates the best lists of a group. What GRPO gains
+over the control belongs to the objective.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from leverlab.rl.advantages import AdvantageMode, group_advantages, group_advantages_per_pick, reward_to_go
+from leverlab.rl.losses import RatioLevel, grpo_loss, sequence_cross_entropy
+from leverlab.rl.sampling import batches, epoch_order
+from leverlab.selector.network import Selector
+from leverlab.training.loop import Loss, Row
+from leverlab.training.rollouts import Trajectories
+
+Credit = Literal["list", "to_go"]
+
+
+class Rollouts(Protocol):
+    """Where trajectories come from: `OnlineRollouts` or `StoredRollouts`, and for which queries."""
+
+    query_ids: Sequence[str]
+
+    def draw(
+        self, policy: Selector, query_ids: Sequence[str], epoch: int, step: int, lists: int, shots: int
+    ) -> Trajectories:
+        """Return scored trajectories of the queries."""
+
+
+class Objective(Protocol):
+    """What an arm makes of trajectories: the loss of one update, or None when they carry no signal."""
+
+    def prepare(self, policy: Selector, drawn: Trajectories) -> Callable[[], Loss] | None:
+        """Return the loss closure of `drawn`, to be called once for each update."""
+
+
+@dataclass(frozen=True)
+class Grpo:
+    """The GRPO objective. Policy log-probabilities are computed in evaluation mode: dropout would make ratios noise."""
+
+    reference: Selector
+    advantage: AdvantageMode
+    credit: Credit
+    shot_weights: tuple[float, ...]
+    clip_epsilon: float | None
+    beta: float
+    ratio_level: RatioLevel
+
+    def prepare(self, policy: Selector, drawn: Trajectories) -> Callable[[], Loss] | None:
+        """Return the clipped loss against the policy as it is now (which drew, or last visited, the trajectories)."""
+        advantages_BGT, live_B = self._advantages(drawn.rewards_BGT)
+        if not bool(live_B.any()):
+            return None
+        policy.eval()
+        query, demos = (tuple(part[live_B] for part in parts) for parts in (drawn.inputs.query, drawn.inputs.demos))
+        picks_BGT, advantages_BGT = drawn.picks_BGT[live_B], advantages_BGT[live_B].float()
+        with torch.no_grad():
+            logp_old_BGT = policy.list_logp(policy.encode(query, demos), picks_BGT)  # type: ignore[arg-type]
+            logp_ref_BGT = self.reference.list_logp(self.reference.encode(query, demos), picks_BGT)  # type: ignore[arg-type]
+        flat = 1 - live_B.float().mean()
+
+        def loss() -> Loss:
+            logp_BGT = policy.list_logp(policy.encode(query, demos), picks_BGT)  # type: ignore[arg-type]
+            value, diagnostics = grpo_loss(
+                logp_BGT, logp_old_BGT, logp_ref_BGT, advantages_BGT, self.clip_epsilon, self.beta, self.ratio_level
+            )
+            diagnostics["kl_train"] = diagnostics.pop(
+                "kl"
+            )  # `kl` in the metrics is the exact one on validation questions
+            return value, {**diagnostics, "reward": drawn.rewards_BGT.mean(), "flat_groups": flat}
+
+        return loss
+
+    def _advantages(self, rewards_BGT: Tensor) -> tuple[Tensor, Tensor]:
+        weights_T = torch.tensor(self.shot_weights, dtype=rewards_BGT.dtype)
+        weighted_BGT = rewards_BGT * weights_T * (len(weights_T) / weights_T.sum())
+        if self.credit == "to_go":
+            return group_advantages_per_pick(reward_to_go(weighted_BGT), self.advantage)
+        advantages_BG, live_B = group_advantages(weighted_BGT.mean(-1), self.advantage)
+        return advantages_BG[..., None], live_B
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Rejection sampling: cross-entropy on the `keep` best lists of every group that has a spread of rewards."""
+
+    keep: int
+    shot_weights: tuple[float, ...]
+
+    def prepare(self, policy: Selector, drawn: Trajectories) -> Callable[[], Loss] | None:
+        """Return the cross-entropy of the best lists."""
+        weights_T = torch.tensor(self.shot_weights, dtype=drawn.rewards_BGT.dtype)
+        rewards_BG = (drawn.rewards_BGT * weights_T).sum(-1) / weights_T.sum()
+        _, live_B = group_advantages(rewards_BG, "mean_centred")
+        if not bool(live_B.any()):
+            return None
+        policy.eval()
+        query, demos = (tuple(part[live_B] for part in parts) for parts in (drawn.inputs.query, drawn.inputs.demos))
+        best_BG = rewards_BG[live_B].topk(self.keep, dim=1).indices
+        picks_BGT = drawn.picks_BGT[live_B].gather(1, best_BG[..., None].expand(-1, -1, drawn.picks_BGT.shape[2]))
+        uniform_BG = torch.full(best_BG.shape, 1 / self.keep)
+        flat = 1 - live_B.float().mean()
+
+        def loss() -> Loss:
+            logp_BG = policy.list_logp(policy.encode(query, demos), picks_BGT).sum(-1)  # type: ignore[arg-type]
+            value, diagnostics = sequence_cross_entropy(logp_BG, uniform_BG)
+            return value, {**diagnostics, "reward": drawn.rewards_BGT.mean(), "flat_groups": flat}
+
+        return loss
+
+
+def policy_losses(
+    policy: Selector,
+    rollouts: Rollouts,
+    objective: Callable[[Sequence[Row]], Objective],
+    *,
+    batch: int,
+    lists: int,
+    shots: int,
+    updates: int,
+    seed: int,
+) -> Callable[[int, Sequence[Row]], Iterator[Callable[[], Loss]]]:
+    """Return the losses of an epoch: for each batch of queries `lists` trajectories, then `updates` updates on them.
+
+    Groups without spread carry no signal and are dropped; a batch of nothing else gives no update. `objective(rows)` is
+    asked anew for each epoch, so that its settings may follow what the epochs before showed.
+    """
+    ordered = sorted(rollouts.query_ids)
+    per_epoch = -(-len(ordered) // batch)
+
+    def epoch_losses(epoch: int, rows: Sequence[Row]) -> Iterator[Callable[[], Loss]]:
+        arm = objective(rows)
+        for index, positions in enumerate(batches(epoch_order(len(ordered), seed, epoch), batch)):
+            chosen = [ordered[position] for position in positions]
+            drawn = rollouts.draw(policy, chosen, epoch, (epoch - 1) * per_epoch + index, lists, shots)
+            loss = arm.prepare(policy, drawn)
+            if loss is not None:
+                for _ in range(updates):
+                    yield loss
+
+    return epoch_losses

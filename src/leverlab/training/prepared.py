@@ -1,0 +1,44 @@
+"""Opening what the prepare stage wrote, and the scorer on top of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from leverlab.records import Example, read_examples
+from leverlab.selector.batches import QueryData
+from leverlab.selector.candidates import read_candidates
+from leverlab.selector.features import read_features
+from leverlab.vlm.cache import ScoreCache
+from leverlab.vlm.model import load_vlm
+from leverlab.vlm.scoring import Scorer
+from leverlab.vlm.turns import TurnTable
+
+
+class Prepared:
+    """The prepared data in `folder`: `pool`, the asked `splits`, and their features and candidates as `queries`."""
+
+    def __init__(self, folder: Path, splits: Sequence[str]):
+        self.pool = read_examples(folder / "pool.parquet")
+        self.splits = {split: read_examples(folder / f"{split}.parquet") for split in splits}
+        candidates = read_candidates(folder / "candidates.parquet", [demo.id for demo in self.pool])
+        self.queries = QueryData(read_features(folder / "features.parquet"), candidates)
+
+    def question_types(self) -> dict[str, str]:
+        """Return id → question type of all demos and questions."""
+        everything = [*self.pool, *(example for examples in self.splits.values() for example in examples)]
+        return {example.id: example.question_type for example in everything}
+
+    def scorer(
+        self,
+        questions: Sequence[Example],
+        cache: Path,
+        *,
+        source: str,
+        dtype: str,
+        batch_tokens: int,
+        max_new_tokens: int,
+    ) -> Scorer:
+        """Return a scorer of `questions` before demos of the pool, with its cache at `cache`."""
+        table = TurnTable(load_vlm(source, dtype))
+        table.add_demos(self.pool)
+        table.add_questions(questions)
+        return Scorer(table, batch_tokens, max_new_tokens, ScoreCache(cache))

@@ -1,0 +1,56 @@
+"""convert: write the chosen checkpoints in the inference format, strictly, and prove that both give the same picks."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from leverlab.config.vlm import EvalParams
+from leverlab.errors import LeverlabError
+from leverlab.export.selector import check_equal_picks, inference_tensors
+from leverlab.files import write_text
+from leverlab.selector.checkpoints import load_selector
+from leverlab.selector.inference import InferenceSelector, save_inference
+from leverlab.stage import Stage, run_stage
+from leverlab.training.prepared import Prepared
+
+
+def read_choice(path: Path) -> dict[str, object]:
+    """Return what select-best chose. Raises `LeverlabError` when the file is damaged."""
+    try:
+        best = json.loads(path.read_text(encoding="utf-8"))
+        return {"overall": best["overall"], "chosen": list(best["chosen"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LeverlabError(f"{path} cannot be read ({error!r}); run dvc repro select-best") from None
+
+
+def body(stage: Stage) -> None:
+    """Write one folder a chosen checkpoint under models/selectors, the overall best under models/selector."""
+    shots = stage.section("eval", EvalParams).shots
+    best = read_choice(stage.dep("models/best") / "best.json")
+    data = Prepared(stage.dep("data/prepared"), ["val"])
+    questions = [question.id for question in data.splits["val"]]
+    batches = [data.queries.batch(questions, index) for index in range(data.queries.sets(questions[0]))]
+    pool_digest = hashlib.sha256("\n".join(sorted(demo.id for demo in data.pool)).encode()).hexdigest()
+    proofs = {}
+    for choice in best["chosen"]:  # type: ignore[attr-defined]
+        name = f"{choice['method']}-{choice['seed']}"
+        selector = load_selector(Path("models/best") / f"{name}.safetensors")
+        config = {
+            **choice,
+            "shots": shots,
+            "widths": list(selector.widths),
+            "width": selector.width,
+            "pool": pool_digest,
+        }
+        folders = [stage.out("models/selectors") / name]
+        if choice == best["overall"]:
+            folders.append(stage.out("models/selector"))
+        for folder in folders:
+            save_inference(folder, inference_tensors(selector), config)
+            proofs[name] = check_equal_picks(selector, InferenceSelector.load(folder), batches, shots)
+    write_text(stage.out("models/selectors") / "proof.json", json.dumps({"equal_picks": proofs}, indent=2) + "\n")
+    stage.say(f"{len(proofs)} selectors converted; all {sum(proofs.values())} picks on validation questions equal")
+
+
+if __name__ == "__main__":
+    run_stage("convert", body)

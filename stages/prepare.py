@@ -1,0 +1,55 @@
+"""prepare: load the world, check every row, draw candidates, compute features, write the data card."""
+
+from leverlab.config.data import DataParams
+from leverlab.config.prepare import PrepareParams
+from leverlab.config.vlm import VlmParams
+from leverlab.files import write_text
+from leverlab.records import write_examples
+from leverlab.selector.candidates import draw_candidates, write_candidates
+from leverlab.selector.encoders import compute_features_clip, compute_features_vlm
+from leverlab.selector.features import write_features
+from leverlab.stage import Stage, run_stage
+from leverlab.vlm.model import load_vlm
+from leverlab.worlds.data_card import data_card
+from leverlab.worlds.load import load_world
+
+
+def body(stage: Stage) -> None:
+    """Write the splits, their candidates and features."""
+    data = stage.section("data", DataParams)
+    params = stage.section("prepare", PrepareParams)
+    vlm = stage.section("vlm", VlmParams)
+    world = load_world(data.world, data.source, data.pool, data.train, data.val, data.test, data.label_noise, data.seed)
+    splits = world.splits()
+    for name, examples in splits.items():
+        write_examples(stage.out(f"data/prepared/{name}.parquet"), examples)
+    everything = [example for examples in splits.values() for example in examples]
+    if params.encoder == "vlm":
+        features = compute_features_vlm(load_vlm(vlm.source, vlm.dtype), everything)
+    else:
+        features = compute_features_clip(params.encoder, everything)
+    write_features(stage.out("data/prepared/features.parquet"), features)
+    drawn = [
+        candidates
+        for split, sets in (("train", params.train_sets), ("val", params.val_sets), ("test", 1))
+        for candidates in draw_candidates(
+            params.sampler, split, splits[split], world.pool, features, params.candidates, sets, params.seed
+        )
+    ]
+    write_candidates(stage.out("data/prepared/candidates.parquet"), drawn)
+    card = data_card(
+        world,
+        data.label_noise,
+        data.seed,
+        params.sampler,
+        params.candidates,
+        params.train_sets,
+        params.val_sets,
+        params.encoder,
+    )
+    write_text(stage.out("reports/data_card.md"), card)
+    stage.say(", ".join(f"{len(examples)} {name}" for name, examples in splits.items()))
+
+
+if __name__ == "__main__":
+    run_stage("prepare", body)
