@@ -31,18 +31,28 @@ def run_folders(seed: int) -> dict[str, Path]:
     }
 
 
-def score_run(task: tuple[str, int, VlmParams, int]) -> list[Row]:
-    """Return the validation row of every checkpoint of one run, scored anew (scores come from the cache where they
-    can)."""
-    method, seed, vlm, shots = task
-    data = Prepared(Path("data/prepared"), ["val"])
-    scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", **vlm.model_dump())
-    validator = Validator(data.queries, data.splits["val"], scorer, shots)
+class Worker:
+    """One process: the validator of the validation questions."""
+
+    validator: Validator
+
+    @classmethod
+    def start(cls, vlm: VlmParams, shots: int) -> None:
+        """Open the data and the VLM, once in each process."""
+        data = Prepared(Path("data/prepared"), ["val"])
+        scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", **vlm.model_dump())
+        cls.validator = Validator(data.queries, data.splits["val"], scorer, shots)
+
+
+def score_run(task: tuple[str, int]) -> list[Row]:
+    """Return the validation row of every checkpoint of one run, scored anew or from the cache."""
+    method, seed = task
     folder = run_folders(seed)[method]
     reference = load_epoch(Path(f"models/sft/{seed}"), "best") if method != "sft" else None
     epochs = [int(epoch) for epoch in read_metrics(folder / "metrics.csv")["epoch"]]
     return [
-        {"epoch": epoch, **validator(load_selector(folder / checkpoint_name(epoch)), reference)} for epoch in epochs
+        {"epoch": epoch, **Worker.validator(load_selector(folder / checkpoint_name(epoch)), reference)}
+        for epoch in epochs
     ]
 
 
@@ -51,18 +61,18 @@ def body(stage: Stage) -> None:
     params, vlm = stage.section("select_best", SelectBestParams), stage.section("vlm", VlmParams)
     shots, seeds = stage.section("eval", EvalParams).shots, [int(seed) for seed in stage.value("seeds")]
     stage.dep("data/prepared")
-    tasks = [(method, seed, vlm, shots) for seed in seeds for method in run_folders(seed)]
+    tasks = [(method, seed) for seed in seeds for method in run_folders(seed)]
     tables: list[pd.DataFrame] = []
     chosen: list[tuple[str, int, int, float]] = []
-    scored = stage.progress(run_tasks(score_run, tasks), "runs", total=len(tasks))
-    for (method, seed, _, _), rows in zip(tasks, scored, strict=True):
+    scored = stage.progress(run_tasks(score_run, tasks, Worker.start, (vlm, shots)), "runs", total=len(tasks))
+    for (method, seed), rows in zip(tasks, scored, strict=True):
         folder = run_folders(seed)[method]
         stage.dep(str(folder))
         table = pd.DataFrame(rows)
         recorded = read_metrics(folder / "metrics.csv")["val_accuracy"]
         if not (table["val_accuracy"] - recorded).abs().lt(1e-5).all():
             raise LeverlabError(
-                f"the checkpoints in {folder} do not score what its metrics.csv says; run dvc repro {method} again"
+                f"the checkpoints in {folder} do not score what its metrics.csv says; train that run again"
             )
         epoch = choose_epoch(table, params.strategy, params.max_kl)
         table.insert(0, "method", method)

@@ -111,6 +111,7 @@ class Stage:
             initial=initial,
             file=sys.stderr if terminal else _Lines(),
             mininterval=0.1 if terminal else 30,
+            maxinterval=10 if terminal else 60,
             ncols=None if terminal else 100,
         )
 

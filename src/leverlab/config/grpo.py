@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from leverlab.config.base import Section
 from leverlab.config.training import OptimiserParams
@@ -43,3 +43,9 @@ class GrpoParams(OptimiserParams):
     kl_beta: float = Field(ge=0)
     adaptive_kl: AdaptiveKlParams
     control: ControlParams
+
+    @model_validator(mode="after")
+    def _credit_fits_ratio(self) -> "GrpoParams":
+        if self.ratio_level == "trajectory" and self.credit == "to_go":
+            raise ValueError("One ratio a trajectory cannot carry one advantage a pick; set credit to list")
+        return self
