@@ -20,7 +20,7 @@ def workers() -> int:
     asked = os.environ.get("LEVERLAB_WORKERS")
     if asked is None:
         return len(os.sched_getaffinity(0))
-    if not asked.isdigit() or int(asked) < 1:
+    if not (asked.isascii() and asked.isdecimal()) or int(asked) < 1:
         raise LeverlabError(f"LEVERLAB_WORKERS = '{asked}' must be a whole number from 1 on")
     return int(asked)
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,7 +82,7 @@ class Stage:
 
     def dep(self, path: str) -> Path:
         """Return `path`, which must be a declared dependency or lie below one."""
-        if not any(path == dep or path.startswith(f"{dep}/") for dep in self._declaration.deps):
+        if not _lies_in(path, self._declaration.deps):
             raise LeverlabError(
                 f"stage '{self.name}' reads '{path}' without declaring it; add it to its deps in dvc.yaml"
             )
@@ -91,7 +91,7 @@ class Stage:
     def out(self, path: str) -> Path:
         """Return where to write the declared out `path` (or a file below a declared folder): aside, until the stage
         ends."""
-        if not any(path == out or path.startswith(f"{out}/") for out in self._declaration.outs):
+        if not _lies_in(path, self._declaration.outs):
             raise LeverlabError(
                 f"stage '{self.name}' writes '{path}' without declaring it; add it to its outs in dvc.yaml"
             )
@@ -148,7 +148,6 @@ class Stage:
                 shutil.rmtree(target)
             (self._staging / out).replace(target)
         shutil.rmtree(self._staging, ignore_errors=True)
-        shutil.rmtree(self.state_dir, ignore_errors=True)
 
     def provenance(self, seconds: float) -> dict[str, Any]:
         """Return the record of this run: what went in, with what, on what, and at what cost."""
@@ -187,10 +186,10 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
                 body(run)
                 run.check_inputs()
                 run.publish()
-            record = run.provenance(time.monotonic() - start)
-            write_text(
-                Path(home) / "provenance" / f"{run.name}.json", json.dumps(record, indent=2, sort_keys=True) + "\n"
-            )
+                record = run.provenance(time.monotonic() - start)
+                path = Path(home) / "provenance" / f"{run.name}.json"
+                write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
+                shutil.rmtree(run.state_dir, ignore_errors=True)  # last of all: until here a failure costs no work
     except LeverlabError as error:
         sys.exit(f"leverlab: stage {stage}: {error}")
     except Exception as error:
@@ -201,6 +200,12 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
             f"leverlab: stage {stage}: no space left on the disk ({error}); free some and run dvc repro again: "
             "what was finished is kept"
         )
+
+
+def _lies_in(path: str, declared: Sequence[str]) -> bool:
+    """Return whether `path` is a declared path or below one."""
+    inside = any(path == known or path.startswith(f"{known}/") for known in declared)
+    return inside and ".." not in Path(path).parts
 
 
 def _input_digest(dep: str) -> str:

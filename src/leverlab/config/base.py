@@ -8,9 +8,9 @@ the key, the value and what was expected. Files are read as YAML 1.2, because `d
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -21,6 +21,13 @@ class Section(BaseModel):
     """One section of `params.yaml`: immutable, no unknown keys, no NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("Input should not be true or false")
+        return value
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -74,10 +81,23 @@ def _explain(model: type[Section], section: str, problem: Mapping[str, Any], whe
     path = [str(part) for part in problem["loc"]]
     key = ".".join([section, *path])
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(path[-1], model.model_fields, n=1) if len(path) == 1 else []
-        hint = f"; did you mean '{section}.{close[0]}'?" if close else f"; known keys: {', '.join(model.model_fields)}"
+        inner = _section_at(model, path[:-1])
+        close = difflib.get_close_matches(path[-1], inner.model_fields, n=1)
+        full = ".".join([section, *path[:-1], *close])
+        hint = f"; did you mean '{full}'?" if close else f"; known keys: {', '.join(inner.model_fields)}"
         return f"{where}: unknown key '{key}'{hint}"
     if problem["type"] == "missing":
         return f"{where}: key '{key}' is missing; add it (its meaning and range stand in the committed params.yaml)"
     expected = problem["msg"].removeprefix("Value error, ")
     return f"{where}: '{key}' = {problem['input']!r} is not allowed: {expected[0].lower()}{expected[1:]}"
+
+
+def _section_at(model: type[Section], path: list[str]) -> type[Section]:
+    """Return the section that `path` leads to inside `model`, through sections and mappings of sections."""
+    for part in path:
+        if part not in model.model_fields:
+            continue  # the name of an entry in a mapping
+        annotation = model.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        model = next((kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)), model)
+    return model

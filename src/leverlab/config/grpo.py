@@ -45,7 +45,9 @@ class GrpoParams(OptimiserParams):
     control: ControlParams
 
     @model_validator(mode="after")
-    def _credit_fits_ratio(self) -> "GrpoParams":
+    def _settings_fit(self) -> "GrpoParams":
+        if self.control.keep > self.group:
+            raise ValueError(f"control.keep = {self.control.keep} lists cannot be kept of a group of {self.group}")
         if self.ratio_level == "trajectory" and self.credit == "to_go":
             raise ValueError("One ratio a trajectory cannot carry one advantage a pick; set credit to list")
         return self

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from leverlab.config.base import Section
-from leverlab.rl.rewards import WEIGHTED_MODES, RewardMode
+from leverlab.rl.rewards import REWARD_MODES, WEIGHTED_MODES, RewardMode
 
 
 class RewardParams(Section):
@@ -18,7 +18,8 @@ class RewardParams(Section):
     @model_validator(mode="before")
     @classmethod
     def _weights_fit_mode(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("mode") not in WEIGHTED_MODES and data.get("weights") is not None:
+        fixed = set(REWARD_MODES) - set(WEIGHTED_MODES)
+        if isinstance(data, dict) and data.get("mode") in fixed and data.get("weights") is not None:
             raise ValueError(
                 f"Reward mode '{data.get('mode')}' has fixed weights and would not read these; set weights to null"
             )

@@ -77,6 +77,4 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
         problems.append(f"{where}: data.pool = {parsed['data'].pool} holds fewer demos than prepare.candidates")
     if parsed["rl_data"].queries > parsed["data"].train:
         problems.append(f"{where}: rl_data.queries exceeds data.train = {parsed['data'].train}")
-    if parsed["grpo"].control.keep > parsed["grpo"].group:
-        problems.append(f"{where}: grpo.control.keep exceeds grpo.group = {parsed['grpo'].group}")
     return problems

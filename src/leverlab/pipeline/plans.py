@@ -1,6 +1,7 @@
 """Plans: named sets of params overrides with a hypothesis and an accept rule, kept as `plans/NAME.yaml`."""
 
 import copy
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from pydantic import Field, ValidationError
 from leverlab.config.base import Section, read_yaml
 from leverlab.errors import LeverlabError
 from leverlab.pipeline.params import check_params
+
+# texts that -S takes as they are; all others are quoted
+_PLAIN_TEXT = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_/][A-Za-z0-9_/.\- ]*", re.IGNORECASE)
 
 
 class Plan(Section):
@@ -69,11 +73,15 @@ def experiment_command(name: str, plan: Plan) -> list[str]:
 
 
 def _literal(value: Any) -> str:
-    """Return `value` as DVC's -S option reads it."""
+    """Return `value` in the grammar of DVC's -S option (Hydra's overrides)."""
     if isinstance(value, bool):
         return str(value).lower()
     if value is None:
         return "null"
     if isinstance(value, list):
         return "[" + ",".join(_literal(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_literal(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str) and not _PLAIN_TEXT.fullmatch(value):
+        return "'" + value.replace("'", "\\'") + "'"
     return str(value)

@@ -15,9 +15,10 @@ FORMAT = "leverlab-selector-1"
 
 def save_selector(path: Path, selector: Selector) -> None:
     """Write the weights and feature statistics of `selector`, whole or not at all."""
-    shape = {"widths": selector.widths, "width": selector.width, "dropout": selector.dropout.p}
+    # one key: safetensors writes several metadata keys in random order, and equal weights must be equal bytes
+    header = {"format": FORMAT, "widths": selector.widths, "width": selector.width, "dropout": selector.dropout.p}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in selector.state_dict().items()}
-    write_bytes(path, save(tensors, metadata={"format": FORMAT, "shape": json.dumps(shape)}))
+    write_bytes(path, save(tensors, metadata={"leverlab": json.dumps(header)}))
 
 
 def load_selector(path: Path) -> Selector:
@@ -33,15 +34,13 @@ def load_selector(path: Path) -> Selector:
         raise LeverlabError(
             f"the checkpoint {path} cannot be read ({error}); run the stage that writes it again"
         ) from None
-    if header.get("format") != FORMAT:
-        raise LeverlabError(
-            f"{path} is not a selector checkpoint of format {FORMAT} (it says {header.get('format')!r})"
-        )
     try:
-        shape = json.loads(header["shape"])
+        shape = json.loads(header.get("leverlab", "{}"))
+        if shape.get("format") != FORMAT:
+            raise LeverlabError(f"{path} is not a selector checkpoint of format {FORMAT}, but {shape.get('format')!r}")
         selector = Selector(tuple(shape["widths"]), int(shape["width"]), float(shape["dropout"]))
         selector.load_state_dict(tensors, strict=True)
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:300]
         raise LeverlabError(f"the tensors of {path} do not fit its architecture: {problem}") from None
     return selector.eval()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from leverlab.errors import LeverlabError
 from leverlab.selector.network import Encoded, Selector
 
 
@@ -22,6 +23,10 @@ def _roll_out(
     selector: Selector, encoded: Encoded, lists: int, picks: int, generator: torch.Generator | None
 ) -> Tensor:
     queries, candidates = encoded.key_BKW.shape[:2]
+    if picks > candidates:
+        raise LeverlabError(
+            f"{picks} distinct demos cannot be picked from {candidates} candidates; raise prepare.candidates"
+        )
     state_BGW = encoded.state_BW[:, None].expand(-1, lists, -1)
     picked_BGK = torch.zeros(queries, lists, candidates, dtype=torch.bool, device=state_BGW.device)
     chosen = []

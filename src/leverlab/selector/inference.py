@@ -75,7 +75,7 @@ class InferenceSelector:
             raise LeverlabError(f"the selector in {folder} cannot be read ({error!r}); run dvc repro convert") from None
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if found != shapes:
-            wrong = sorted(set(found.items()) ^ set(shapes.items()))
+            wrong = sorted({name for name, _ in set(found.items()) ^ set(shapes.items())})
             raise LeverlabError(
                 f"{path} has missing, unexpected or misshapen tensors: {wrong[:4]}; run dvc repro convert"
             )
@@ -86,6 +86,8 @@ class InferenceSelector:
 
         `query` holds image and question features (N, D), `demos` image, question and answer features (N, K, D).
         """
+        if shots > demos[0].shape[1]:
+            raise LeverlabError(f"{shots} distinct demos cannot be picked from {demos[0].shape[1]} candidates")
         v_NW, q_NW = self._linear("image", query[0]), self._linear("question", query[1])
         state_NW = v_NW * 2 * expit(self._linear("gate", q_NW)) + q_NW
         state_NW = state_NW + self._mix("mix_query", np.concatenate([v_NW, q_NW], axis=-1))

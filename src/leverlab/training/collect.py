@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from leverlab.errors import LeverlabError
 from leverlab.evaluation.baselines import image_similarity, mixed, random_order, text_similarity, type_nearest
 from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.records import Example
@@ -22,10 +23,15 @@ def beam_search(scorer: Scorer, question: str, candidates: Sequence[str], width:
     the earlier beam, then to the earlier candidate. The search looks at the question's own answer: an oracle, for train
     questions.
     """
+    if shots > len(candidates):
+        raise LeverlabError(
+            f"lists of {shots} demos need as many candidates, not {len(candidates)}; raise prepare.candidates"
+        )
     beams: Beams = [((), [])]
     for _ in range(shots):
         scores_BK = scorer.extend(question, [demos for demos, _ in beams], candidates)
-        ranked = np.argsort(-np.nan_to_num(scores_BK, nan=-1.0).ravel(), kind="stable")[:width]
+        order = np.argsort(-scores_BK.ravel(), kind="stable")  # NaN, a demo that the list holds already, comes last
+        ranked = order[: min(width, int(np.isfinite(scores_BK).sum()))]
         beams = [
             ((*beams[b][0], candidates[k]), [*beams[b][1], float(scores_BK[b, k])])
             for b, k in zip(*np.unravel_index(ranked, scores_BK.shape), strict=True)

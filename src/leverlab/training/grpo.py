@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from leverlab.errors import LeverlabError
 from leverlab.rl.advantages import AdvantageMode, group_advantages, group_advantages_per_pick, reward_to_go
 from leverlab.rl.losses import RatioLevel, grpo_loss, sequence_cross_entropy
 from leverlab.rl.sampling import batches, epoch_order
@@ -95,7 +96,12 @@ class Rejection:
     shot_weights: tuple[float, ...]
 
     def prepare(self, policy: Selector, drawn: Trajectories) -> Callable[[], Loss] | None:
-        """Return the cross-entropy of the best lists."""
+        """Return the cross-entropy of the best lists. Raises `LeverlabError` when a group has fewer than `keep`."""
+        if self.keep > drawn.rewards_BGT.shape[1]:
+            raise LeverlabError(
+                f"grpo.control.keep = {self.keep} lists cannot be kept of a group of {drawn.rewards_BGT.shape[1]}; "
+                "lower it"
+            )
         weights_T = torch.tensor(self.shot_weights, dtype=drawn.rewards_BGT.dtype)
         rewards_BG = (drawn.rewards_BGT * weights_T).sum(-1) / weights_T.sum()
         _, live_B = group_advantages(rewards_BG, "mean_centred")

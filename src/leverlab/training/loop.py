@@ -6,9 +6,11 @@ epoch depends on (seed, epoch) alone. So a run that was killed ends with the sam
 
 import io
 import math
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -66,7 +68,7 @@ def train(
     resume = folder / "resume.pt"
     rows: list[Row] = []
     if resume.exists():
-        state = torch.load(resume, weights_only=True)
+        state = _read_state(resume)
         selector.load_state_dict(state["selector"])
         optimizer.load_state_dict(state["optimizer"])
         rows = state["rows"]
@@ -79,6 +81,11 @@ def train(
         summary = _run_epoch(
             selector, optimizer, settings, losses(epoch, rows), (epoch - 1) * settings.updates_per_epoch
         )
+        if not all(bool(torch.isfinite(weight).all()) for weight in selector.parameters()):
+            raise LeverlabError(
+                f"a weight is not a number after epoch {epoch}; lower the learning rate. "
+                "The checkpoints so far are kept"
+            )
         rows.append({"epoch": epoch, "step": epoch * settings.updates_per_epoch, **summary, **validate(selector)})
         save_selector(folder / checkpoint_name(epoch), selector)
         state = {"selector": selector.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows}
@@ -88,6 +95,16 @@ def train(
         on_epoch(rows[-1])
     selector.eval()
     write_text(folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        return {name: state[name] for name in ("selector", "optimizer", "rows")}
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, TypeError) as error:
+        raise LeverlabError(
+            f"the resume state {path} is damaged ({error!r}); delete its folder and run again"
+        ) from None
 
 
 def _run_epoch(

@@ -5,13 +5,16 @@ either found whole, with the bytes that a forward would give, or computed whole.
 survives kills; every entry carries a checksum.
 """
 
+import shutil
 import sqlite3
+import time
 import zlib
 from pathlib import Path
 from types import TracebackType
 
 from leverlab.errors import LeverlabError
 
+TIMEOUT = 60  # seconds to wait for another writer
 _SCHEMA = "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
 
 
@@ -22,12 +25,24 @@ class ScoreCache:
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db = sqlite3.connect(path, timeout=TIMEOUT, isolation_level=None)
+            self._switch_to_wal()
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_SCHEMA)
         except sqlite3.Error as error:
             raise self._explain(error) from None
+
+    def _switch_to_wal(self) -> None:
+        """Change the journal mode; SQLite's own timeout does not cover this, so another opener is waited for here."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def get(self, key: bytes) -> bytes | None:
         """Return the entry of `key`, or None. Raises `LeverlabError` when the file or the entry is damaged."""
@@ -54,7 +69,9 @@ class ScoreCache:
             raise self._explain(error) from None
 
     def _explain(self, error: sqlite3.Error) -> LeverlabError:
-        if "full" in str(error):
+        # SQLite calls a disk too full for its shared memory file an I/O error
+        io_error = "disk I/O error" in str(error) and shutil.disk_usage(self._path.parent).free < 1_000_000
+        if "full" in str(error) or io_error:
             return LeverlabError(
                 f"no space left for the score cache {self._path}; free some and run again: all earlier scores are kept"
             )

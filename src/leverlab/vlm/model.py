@@ -73,15 +73,15 @@ def load_vlm(source: str, dtype: str, device: str = "auto") -> Vlm:
     if not hasattr(processor, "image_processor"):
         raise LeverlabError(f"the VLM at '{source}' has no image processor; add its preprocessor_config.json")
     model.requires_grad_(False)
-    return Vlm(model.to(device).eval(), processor, _digest(source, dtype, processor))
+    return Vlm(model.to(device).eval(), processor, _digest(source, dtype, processor, model))
 
 
-def _digest(source: str, dtype: str, processor: Any) -> str:
-    """Return a digest of the weight files (their names and sizes for a hub id), the dtype and the chat template."""
+def _digest(source: str, dtype: str, processor: Any, model: Any) -> str:
+    """Return a digest of the weight files (the hub's revision for a hub id), the dtype and the chat template."""
     sha = hashlib.sha256(f"{dtype}\n{processor.chat_template}\n".encode())
     folder = Path(source)
     if not folder.is_dir():
-        sha.update(source.encode())
+        sha.update(f"{source} {getattr(model.config, '_commit_hash', None)}".encode())
         return sha.hexdigest()
     for path in sorted(folder.iterdir()):
         if path.suffix in {".safetensors", ".json"}:

@@ -48,14 +48,16 @@ class PromptFormat:
         probe = [*question_messages(_PROBE_QUESTION), _assistant(_PROBE_ANSWER)]
         one, two = self._render(probe), self._render([*probe, *probe])
         turn = two.removeprefix(one)
-        if turn == two or not one.endswith(turn):
+        head = one.removesuffix(turn)
+        head_ids, turn_ids = self._encode(head)[0], self._encode(turn)[0]
+        if not turn or turn == two or not one.endswith(turn) or self._encode(two)[0] != head_ids + 2 * turn_ids:
             raise LeverlabError(
                 "the VLM's chat template writes a turn differently at different places, so prompts cannot share turns; "
                 "use a VLM with a turn-wise template"
             )
         self._before = one  # a conversation to continue, so that the head is not written again
         self._probe = probe
-        self.head_ids = tuple(self._encode(one.removesuffix(turn))[0])
+        self.head_ids = tuple(head_ids)
 
     def demo_ids(self, example: Example) -> tuple[int, ...]:
         """Return the token ids of `example` as a demo turn."""
@@ -75,7 +77,9 @@ class PromptFormat:
         stop = len(prompt) + completion.index(example.answer) + len(example.answer)
         ids, spans = self._encode(whole)
         first = next((i for i, (start, _) in enumerate(spans) if start == len(prompt)), None)
-        last = next((i for i, (_, end) in enumerate(spans) if end == stop), None)
+        last = next(
+            (i for i in reversed(range(len(ids))) if spans[i][1] == stop), None
+        )  # a character may be many tokens
         if first is None or last is None or last + 1 >= len(ids):
             raise LeverlabError(
                 f"the tokenizer joins the answer of '{example.id}' ({example.answer!r}) with its surroundings; "

@@ -57,6 +57,9 @@ class Scorer:
         self.max_new_tokens = max_new_tokens
         self._device = table.vlm.device
         self._decoder = Decoder(table.vlm.model)
+        self._head_length = len(table.format.head_ids)
+        ends = table.vlm.model.generation_config.eos_token_id
+        self._ends = {*(ends if isinstance(ends, list) else [ends])} - {None}
 
     def score(
         self, questions: Sequence[str], lists: Sequence[DemoList], shots: Sequence[int], texts: bool = False
@@ -68,19 +71,23 @@ class Scorer:
         """
         if len({len(demos) for demos in lists}) > 1 or (lists and len(lists[0]) < max(shots)):
             raise LeverlabError(f"lists to score must have one length, at least {max(shots)} demos")
-        parts = [self._score_chunk(questions[a:b], lists[a:b], shots, texts) for a, b in self._chunks(questions, lists)]
+        parts = [
+            self._score_chunk(questions[a:b], lists[a:b], shots, texts)
+            for a, b in self._chunks(questions, lists, len(shots))
+        ]
         return ListScores(
             np.concatenate([part.answer_prob_NM for part in parts]) if parts else np.zeros((0, len(shots)), np.float32),
             np.concatenate([part.correct_NM for part in parts]) if parts else np.zeros((0, len(shots)), np.bool_),
             [row for part in parts for row in part.text_NM or []] if texts else None,
         )
 
-    def _chunks(self, questions: Sequence[str], lists: Sequence[DemoList]) -> Iterator[tuple[int, int]]:
+    def _chunks(self, questions: Sequence[str], lists: Sequence[DemoList], leaves: int) -> Iterator[tuple[int, int]]:
         """Yield the bounds of consecutive rows that fit `batch_tokens`."""
         start, widest = 0, 0
         for index, (question, demos) in enumerate(zip(questions, lists, strict=True)):
             question_length = self.table.length(self.table.question(question))
-            width = sum(self.table.length(self.table.demo(demo)) for demo in demos) + (len(demos) + 1) * question_length
+            width = self._head_length + sum(self.table.length(self.table.demo(demo)) for demo in demos)
+            width += leaves * question_length
             if index > start and max(widest, width) * (index + 1 - start) > self.batch_tokens:
                 yield start, index
                 start, widest = index, 0
@@ -105,8 +112,8 @@ class Scorer:
         """Return the cache key of a batch: the VLM, the kind of scores, and the contents of every prompt in order."""
         sha = hashlib.sha256(f"{ENGINE_VERSION} {self.table.vlm.digest} {kind}".encode())
         for question, demos in prompts:
-            sha.update(b"question" + self.table.contents[question])
-            sha.update(b"".join(self.table.contents[demo] for demo in demos))
+            sha.update(b"question" + self.table.content(self.table.question(question)))
+            sha.update(b"".join(self.table.content(self.table.demo(demo)) for demo in demos))
         return sha.digest()
 
     @torch.no_grad()
@@ -121,7 +128,7 @@ class Scorer:
         self._check_finite(logp, questions, lists)
         decoded = None
         if texts:
-            decoded = [[self.table.format.decode(list(self.table.answer_ids[q]))] * len(shots) for q in questions]
+            decoded = [[self._text(self.table.answer_ids[question])] * len(shots) for question in questions]
             if not bool(correct.all()):
                 self._decode_onward(rows, known, questions, correct, spans, decoded)
         return ListScores(logp.exp().float().cpu().numpy(), correct.cpu().numpy(), decoded)
@@ -133,7 +140,9 @@ class Scorer:
         A candidate that is already in the prefix scores NaN. This is one step of InfoScore beam search; the prefixes
         are computed once, each candidate's row holds only its own tokens and the question's.
         """
-        key = self._key("extend", [(question, candidates), *((question, prefix) for prefix in prefixes)])
+        key = self._key(
+            f"extend {self.batch_tokens}", [(question, candidates), *((question, prefix) for prefix in prefixes)]
+        )
         shape = (len(prefixes), len(candidates))
         found = self.cache.get(key) if self.cache else None
         if found is not None:
@@ -210,7 +219,10 @@ class Scorer:
         answer_RMA = spans.valid_RMA.clone()
         answer_RMA.scatter_(2, spans.last_RM[:, :, None], False)  # the end token decides `correct`, not the probability
         logp_RM = logp_RMA.masked_fill(~answer_RMA, 0).sum(-1) / answer_RMA.sum(-1)
-        correct_RM = ((predicted_RMA == spans.targets_RMA) | ~spans.valid_RMA).all(-1)
+        # any of the model's end tokens ends an answer, also where the template would have another one
+        last_RMA = torch.zeros_like(spans.valid_RMA).scatter_(2, spans.last_RM[:, :, None], True)
+        ended_RMA = last_RMA & torch.isin(predicted_RMA, self._stops(questions))
+        correct_RM = ((predicted_RMA == spans.targets_RMA) | ended_RMA | ~spans.valid_RMA).all(-1)
         return logp_RM, correct_RM, replace(spans, predicted_RMA=predicted_RMA), known
 
     def _check_finite(self, logp_RM: Tensor, questions: Sequence[str], lists: Sequence[DemoList]) -> None:
@@ -242,8 +254,8 @@ class Scorer:
         sees_rMT = _tree_mask(rows)[row_rM, column_rM]
         own = torch.eye(correct_RM.shape[1], dtype=torch.bool, device=self._device).expand(len(row_r), -1, -1)
         tokens = [[list(self.table.answer_ids[questions[r]][:m]) for m in first_RM[r].tolist()] for r in row_r.tolist()]
-        stop_r1 = torch.tensor([self.table.end_id[questions[r]] for r in row_r.tolist()], device=self._device)[:, None]
-        alive_rM = ~correct_RM[row_r] & (token_rM != stop_r1)
+        stops = self._stops(questions)
+        alive_rM = ~correct_RM[row_r] & ~torch.isin(token_rM, stops)
         known = select_rows(known, row_r)
         while bool(alive_rM.any()):
             for row, leaf in torch.nonzero(alive_rM).tolist():
@@ -254,10 +266,19 @@ class Scorer:
             hidden, known = self._decoder.run(embeds, positions_3rM, sees_rMT, None, known)
             token_rM = self._decoder.logits(hidden).argmax(-1)
             positions_3rM = positions_3rM + 1
-            alive_rM &= token_rM != stop_r1
+            alive_rM &= ~torch.isin(token_rM, stops)
         for index, row in enumerate(row_r.tolist()):
             for leaf in torch.nonzero(~correct_RM[row]).flatten().tolist():
-                decoded[row][leaf] = self.table.format.decode(tokens[index][leaf])
+                decoded[row][leaf] = self._text(tokens[index][leaf])
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        return self.table.format.decode(list(tokens[: self.max_new_tokens]))
+
+    def _stops(self, questions: Sequence[str]) -> Tensor:
+        """Return the tokens that end an answer: the template's, and those of the model's generation config."""
+        return torch.tensor(
+            sorted(self._ends | {self.table.end_id[question] for question in questions}), device=self._device
+        )
 
 
 def _packed(scores: ListScores) -> bytes:

@@ -55,7 +55,7 @@ class TurnTable:
         self._joined: tuple[Tensor, Tensor] | None = None
         self._demo: dict[str, int] = {}
         self._question: dict[str, int] = {}
-        self.contents: dict[str, bytes] = {}  # digest of image, question and reference answer
+        self._contents: list[bytes] = []
         self.answer_ids: dict[str, tuple[int, ...]] = {}
         self.end_id: dict[str, int] = {}
         self._add(self.format.head_ids, None, None)  # turn 0 is the head
@@ -81,6 +81,14 @@ class TurnTable:
     def length(self, turn: int) -> int:
         """Return the number of tokens of a turn."""
         return self._turns[turn].length
+
+    def content(self, turn: int) -> bytes:
+        """Return a digest of all that the VLM sees of a turn.
+
+        It is taken of the embedded turn, not of the example: the last bits of an image's features depend on which
+        images were encoded with it, and a score must not be found under features that would have given another.
+        """
+        return self._contents[turn]
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Return embeddings (tokens, width) and relative rotary positions (3, tokens) of all turns."""
@@ -141,7 +149,6 @@ class TurnTable:
             with torch.no_grad():
                 features = encode_images(self.vlm.model, inputs["pixel_values"].to(self.vlm.device), grids)
             for example, feature, grid in zip(part, features, grids, strict=True):
-                self.contents[example.id] = _content(example)
                 if as_demos:
                     self._demo[example.id] = self._add(self.format.demo_ids(example), feature, grid)
                     continue
@@ -151,6 +158,7 @@ class TurnTable:
 
     def _add(self, ids: Sequence[int], feature: Tensor | None, grid: Tensor | None) -> int:
         image_id = self.vlm.model.config.image_token_id
+        ids = list(ids)
         if feature is not None:
             place = ids.index(image_id)
             ids = [*ids[:place], *([image_id] * len(feature)), *ids[place + 1 :]]
@@ -169,15 +177,9 @@ class TurnTable:
         self._turns.append(_Turn(self._size, len(ids), int(positions.max()) + 1 if len(ids) else 0))
         self._embeds.append(embeds)
         self._positions.append(positions[:, 0])
+        self._contents.append(hashlib.sha256(repr(ids).encode() + embeds.float().cpu().numpy().tobytes()).digest())
         self._joined, self._size = None, self._size + len(ids)
         return len(self._turns) - 1
-
-
-def _content(example: Example) -> bytes:
-    """Return a digest of all that the VLM can see of `example`."""
-    sha = hashlib.sha256(hashlib.sha256(example.image).digest())
-    sha.update(f"{example.question}\0{example.answer}".encode())
-    return sha.digest()
 
 
 def _known(turns: dict[str, int], identifier: str, kind: str) -> int:

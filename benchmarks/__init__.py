@@ -1,0 +1,1 @@
+"""Measurements beside the library; nothing in it imports them."""

@@ -1,0 +1,175 @@
+"""The command `leverlab`: what it prints, and that an error is one line and code 1."""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from leverlab import cli
+
+REPOSITORY = Path(__file__).parents[2]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A clone with params and plans alone; the working directory is a folder below it."""
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / "below" / "here").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path / "params.yaml")
+    shutil.copytree(REPOSITORY / "plans", tmp_path / "plans")
+    monkeypatch.chdir(tmp_path / "below" / "here")
+    return tmp_path
+
+
+@pytest.fixture
+def run(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["leverlab", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capfd.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def edit(path: Path, pattern: str, replacement: str) -> None:
+    text, count = re.subn(pattern, replacement, path.read_text(), count=1, flags=re.MULTILINE)
+    assert count == 1
+    path.write_text(text)
+
+
+def test_params_are_valid(run: Run) -> None:
+    assert run("params") == (0, "params.yaml is valid\n", "")
+
+
+def test_bad_params_are_one_line_and_code_1(root: Path, run: Run) -> None:
+    edit(root / "params.yaml", r"^  sampler: \w+", "  sampler: nearest")
+    code, out, err = run("params")
+    assert (code, out) == (1, "")
+    assert err.startswith("leverlab: params.yaml: 'prepare.sampler' = 'nearest' is not allowed")
+    assert err.count("\n") == 1
+
+
+def test_missing_params_are_one_line_and_code_1(root: Path, run: Run) -> None:
+    (root / "params.yaml").unlink()
+    code, out, err = run("params")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "params.yaml does not exist" in err
+
+
+def test_plans_are_listed_with_their_titles(root: Path, run: Run) -> None:
+    code, out, _ = run("plan", "list")
+    assert code == 0
+    names = sorted(path.stem for path in (root / "plans").glob("*.yaml"))
+    assert [line.split(": ")[0] for line in out.splitlines()] == names
+    assert "plan-6: A lower learning rate for GRPO" in out.splitlines()
+
+
+def test_a_plan_is_shown_with_the_command_that_runs_it(run: Run) -> None:
+    code, out, err = run("plan", "show", "plan-6")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "dvc exp run -n plan-6 -S grpo.lr=5e-05"
+    assert "accept" in out
+    assert "0.78" in out
+
+
+def test_the_command_can_be_pasted_into_a_shell(run: Run) -> None:
+    """`-S 'seeds=[0,1]'`: without quotes a shell would take the brackets for a pattern."""
+    command = run("plan", "show", "tiny")[1].splitlines()[-1]
+    parts = subprocess.run(
+        ["bash", "-c", f'shopt -s failglob; printf "%s\\n" {command}'], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert "seeds=[0,1]" in parts
+
+
+@pytest.mark.parametrize("command", ["show", "run"])
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("grpo.lrr: 1", "'grpo.lrr' names no key of params.yaml"),
+        ("grpo.lr: 11", "'grpo.lr' = 11 is not allowed"),
+        ("data.world: digits", "no-op plan"),
+    ],
+)
+def test_a_bad_plan_is_one_line_and_code_1(root: Path, run: Run, command: str, overrides: str, message: str) -> None:
+    """Nothing is run: there is no dvc that could be, and nothing but the error is printed."""
+    (root / "plans" / "mine.yaml").write_text(f"title: A\nhypothesis: B\noverrides:\n  {overrides}\n")
+    code, out, err = run("plan", command, "mine")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert message in err
+
+
+def test_a_plan_that_is_not_there(run: Run) -> None:
+    code, _, err = run("plan", "show", "plan-66")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "there is no plan 'plan-66'" in err
+
+
+def test_a_plan_is_run_in_the_root_and_its_code_is_passed_on(
+    root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dvc of this test writes down where and with what it was called, and fails with code 7."""
+    fake = root / "bin" / "dvc"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/bash\npwd > called\nprintf "%s\\n" "$@" >> called\nexit 7\n')
+    fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    code, out, _ = run("plan", "run", "plan-6")
+    assert code == 7
+    assert out == "dvc exp run -n plan-6 -S grpo.lr=5e-05\n"
+    assert (root / "called").read_text().splitlines() == [
+        str(root.resolve()),
+        "exp",
+        "run",
+        "-n",
+        "plan-6",
+        "-S",
+        "grpo.lr=5e-05",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [("params",), ("plan", "list"), ("deps",)])
+def test_outside_of_a_repository(
+    run: Run, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    code, out, err = run(*arguments)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "lies in no DVC repository" in err
+
+
+@pytest.mark.parametrize("arguments", [("parms",), ("plan", "shw"), ("plan", "show"), ("params", "--fast")])
+def test_a_command_that_is_none_is_told_and_fails(run: Run, arguments: tuple[str, ...]) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage" in err
+    assert "Traceback" not in err
+
+
+def test_help_needs_no_library(tmp_path: Path) -> None:
+    """`leverlab --help` in a process of its own: no torch, no pandas, no params models."""
+    script = (
+        "import sys; from leverlab.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'pandas', 'pydantic', 'dvc', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(REPOSITORY / "src"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Tools on the leverlab pipeline" in done.stdout

@@ -1,0 +1,88 @@
+"""What the README tells a reader to type resolves, what it links to exists, and its numbers are the report's."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from leverlab.errors import LeverlabError
+from leverlab.pipeline.readme import is_current, with_table
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+
+
+def commands(tool: str) -> list[list[str]]:
+    """Return the commands of `tool` in the README's code blocks, as words, comments left out."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(f"{tool} ")]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_the_readme_names_commands_of_every_tool() -> None:
+    """Guards the tests below: a changed layout must not leave them with nothing to check."""
+    assert {tool for tool in ("make", "dvc", "leverlab") if commands(tool)} == {"make", "dvc", "leverlab"}
+
+
+@pytest.mark.parametrize("command", commands("make"), ids=shlex.join)
+def test_make_targets_exist(command: list[str]) -> None:
+    """`make -n` of an unknown target fails."""
+    done = subprocess.run([*command, "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", commands("leverlab"), ids=shlex.join)
+def test_leverlab_commands_resolve(command: list[str]) -> None:
+    """Every command but those that start training is really run."""
+    arguments = command[1:] if "run" not in command else [*command[1:], "--help"]
+    done = subprocess.run(
+        [sys.executable, "-m", "leverlab.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", commands("dvc"), ids=shlex.join)
+def test_dvc_commands_resolve(command: list[str]) -> None:
+    """The sub-command and every option of it exist."""
+    words = [word for word in command[1:3] if not word.startswith("-")]
+    done = subprocess.run([str(BIN / "dvc"), *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:  # the second word was an argument, not a sub-command
+        done = subprocess.run(
+            [str(BIN / "dvc"), words[0], "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr
+    for option in (word for word in command if word.startswith("-")):
+        assert re.search(rf"(^|[ ,]){option}\b", done.stdout, re.MULTILINE), option
+
+
+def test_experiments_override_keys_that_exist() -> None:
+    """`-S section.key=value` of an unknown key would be refused by DVC only after a while."""
+    params = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    for command in commands("dvc"):
+        for setting in (word for word in command if "=" in word):
+            section, key = setting.split("=")[0].split(".")[:2]
+            assert re.search(rf"^{section}:.*?\n(?:[ #].*\n|\n)*?  {key}:", params, re.MULTILINE), setting
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link and picture of the README is a file of the repository."""
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_result_table_is_the_reports() -> None:
+    """`leverlab readme` was run after the last report."""
+    assert is_current(ROOT)
+
+
+def test_the_table_goes_between_its_markers() -> None:
+    """All else of the text stays; a README without markers is refused."""
+    text = "a\n<!-- accuracy: x -->\nold\n<!-- /accuracy -->\nb\n"
+    assert with_table(text, "| new |\n") == "a\n<!-- accuracy: x -->\n| new |\n<!-- /accuracy -->\nb\n"
+    with pytest.raises(LeverlabError, match="markers"):
+        with_table("no markers", "| new |")

@@ -1,0 +1,39 @@
+"""The section `report` of params.yaml."""
+
+from typing import Any
+
+import pytest
+
+from leverlab.config.base import parse_section
+from leverlab.config.report import ReportParams
+from leverlab.errors import LeverlabError
+from leverlab.evaluation.gates import evaluate_gates
+
+
+def parse(gates: Any) -> ReportParams:
+    return parse_section(ReportParams, "report", {"report": {"gates": gates}})
+
+
+def test_gates_become_rules_that_can_be_evaluated() -> None:
+    params = parse({"b": {"metric": "x.y", "at_least": 0}, "a": {"metric": "z", "at_most": "5e-2"}})
+    assert params.rules() == {"b": {"metric": "x.y", "at_least": 0.0}, "a": {"metric": "z", "at_most": 0.05}}
+    assert [gate.passed for gate in evaluate_gates(params.rules(), {"x": {"y": 0}, "z": 0.06})] == [True, False]
+    assert parse({}).rules() == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"metric": "x"}, "exactly one of at_least and at_most"),
+        ({"metric": "x", "at_least": 1, "at_most": 2}, "exactly one"),
+        ({"metric": "", "at_least": 1}, "report.gates.g.metric"),
+        ({"at_least": 1}, "'report.gates.g.metric' is missing"),
+        ({"metric": "x", "at_least": "high"}, "report.gates.g.at_least"),
+        ({"metric": "x", "at_least": float("nan")}, "report.gates.g.at_least"),
+        ({"metric": "x", "atleast": 1}, "unknown key 'report.gates.g.atleast'"),
+        (0.5, "report.gates.g"),
+    ],
+)
+def test_a_rule_of_another_form_is_named(rule: Any, message: str) -> None:
+    with pytest.raises(LeverlabError, match=message):
+        parse({"g": rule})
