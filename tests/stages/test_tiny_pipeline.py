@@ -96,8 +96,11 @@ def cold(both: tuple[Cold, Cold]) -> Cold:
 
 @pytest.fixture(scope="session")
 def index(cold: Cold) -> Iterator[Any]:
-    with Repo(str(cold.root)) as repo:
-        yield repo.index
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR"):
+            patch.setenv(name, cold.clone.environment[name])
+        with Repo(str(cold.root)) as repo:
+            yield repo.index
 
 
 @pytest.fixture(scope="session")
