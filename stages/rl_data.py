@@ -52,7 +52,7 @@ def collect(task: list[tuple[str, list[tuple[str, ...]]]]) -> list[tuple[str, Be
     for query_id, random in task:
         batch = Worker.data.queries.batch([query_id])
         beams = beam_search(Worker.scorer, query_id, batch.candidate_ids[0], params.beam_width, shots)
-        retrieved = retrieval_lists(Worker.data.queries, batch, Worker.types, shots)
+        retrieved = retrieval_lists(batch, Worker.types, shots)
         lists = [*(demos for demos, _ in beams), *(found[0] for found in retrieved.values()), *random]
         sources = ["beam"] * len(beams) + ["retrieval"] * len(retrieved) + ["random"] * len(random)
         found.append((query_id, beams, build_group(Worker.scorer, Worker.examples[query_id], lists, sources)))

@@ -51,7 +51,13 @@ def _params(entries: Sequence[Any]) -> list[tuple[str, str]]:
     found = []
     for entry in entries:
         if isinstance(entry, Mapping):
-            found += [(file, key) for file, keys in entry.items() for key in keys]
+            for file, keys in entry.items():
+                if not keys:
+                    raise LeverlabError(
+                        f"dvc.yaml: '{file}:' without keys would re-run the stage at any change of that file; "
+                        "name the sections that it reads"
+                    )
+                found += [(file, key) for key in keys]
         else:
             found.append(("params.yaml", str(entry)))
     return found

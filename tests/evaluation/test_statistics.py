@@ -14,7 +14,6 @@ from leverlab.evaluation.statistics import (
     holm,
     paired_difference,
     verdict,
-    wilson_interval,
 )
 
 
@@ -161,16 +160,6 @@ def test_holm_by_hand() -> None:
     for bad in ([0.1, math.nan], [1.2], [-0.1]):
         with pytest.raises(LeverlabError, match="p-values"):
             holm(bad)
-
-
-def test_wilson_by_hand() -> None:
-    """z² = 3.84146. 0 of 10: [0, z²/(10 + z²)] = [0, 0.27753]. 400 of 800: 0.5 -+ z sqrt(800/4 + z²/4) / (800 + z²)."""
-    assert wilson_interval(0, 10) == pytest.approx((0, 0.27753), abs=1e-5)
-    half = 1.959964 * math.sqrt(800 * 0.25 + 3.84146 / 4) / (800 + 3.84146)
-    assert wilson_interval(400, 800) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
-    for successes, n in ((1, 0), (-1, 3), (4, 3)):
-        with pytest.raises(LeverlabError, match="Wilson"):
-            wilson_interval(successes, n)
 
 
 def test_bad_scores_are_refused() -> None:

@@ -1,14 +1,13 @@
 """Schedules at their ends, middles and jumps; warm-up step by step."""
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from leverlab.errors import LeverlabError
-from leverlab.rl.schedules import schedule_value, warmup_cosine, warmup_linear
+from leverlab.rl.schedules import schedule_value, warmup_cosine
 
 
 @pytest.mark.parametrize(
@@ -75,26 +74,22 @@ def test_bad_schedules_are_refused(kind: Any, points: Any, message: str) -> None
 
 def test_warmup_by_hand() -> None:
     """8 steps, a quarter of warm-up: W = 2, so 1/2 and 1; then (step - 2) / 6 of the way down, 0 at step 8."""
-    linear = [1 / 2, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
-    assert [warmup_linear(step, 8, 0.25) for step in range(9)] == pytest.approx(linear)
     cosine = [1 / 2, 1] + [(1 + math.cos(math.pi * step / 6)) / 2 for step in range(7)]
     assert [warmup_cosine(step, 8, 0.25) for step in range(9)] == pytest.approx(cosine)
 
 
-@pytest.mark.parametrize("warmup", [warmup_cosine, warmup_linear])
-def test_warmup_properties(warmup: Callable[..., float]) -> None:
-    values = [warmup(step, 30, 0.1, 0.2) for step in range(31)]
+def test_warmup_properties() -> None:
+    values = [warmup_cosine(step, 30, 0.1, 0.2) for step in range(31)]
     assert values[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert values[-1] == pytest.approx(0.2)
     assert all(later <= earlier for earlier, later in pairwise(values[3:]))
-    assert warmup(0, 30, 0.0) == 1
-    assert [warmup(step, 1, 0.9) for step in (0, 1)] == [1, 0]  # too short to warm up
+    assert warmup_cosine(0, 30, 0.0) == 1
+    assert [warmup_cosine(step, 1, 0.9) for step in (0, 1)] == [1, 0]  # too short to warm up
 
 
-@pytest.mark.parametrize("warmup", [warmup_cosine, warmup_linear])
 @pytest.mark.parametrize(
     "arguments", [(-1, 10, 0.1), (11, 10, 0.1), (0, 0, 0.1), (0, 10, 1.0), (0, 10, -0.1), (0, 10, 0.1, 1.5)]
 )
-def test_warmup_refuses(warmup: Callable[..., float], arguments: tuple[float, ...]) -> None:
+def test_warmup_refuses(arguments: tuple[float, ...]) -> None:
     with pytest.raises(LeverlabError):
-        warmup(*arguments)
+        warmup_cosine(*arguments)

@@ -174,3 +174,9 @@ def test_files_that_are_no_pipeline(tmp_path: Path) -> None:
     (tmp_path / "dvc.yaml").write_text("")
     with pytest.raises(LeverlabError, match="has no stage 'a'"):
         read_declaration(tmp_path / "dvc.yaml", "a", {})
+
+
+def test_a_whole_file_as_params_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {s: {cmd: x, params: [{other.yaml: null}]}}")
+    with pytest.raises(LeverlabError, match="name the sections"):
+        read_declaration(tmp_path / "dvc.yaml", "s", {})

@@ -102,14 +102,14 @@ def test_retrieval_lists_by_hand() -> None:
     sets = [CandidateSet("train", "q", 0, ("c", "a", "d", "b"))]
     data = QueryData(FeatureTable(ids, image, question, image), Candidates(sets, ids[:4], "here"))
     types = {"a": "colour", "b": "colour", "c": "number", "d": "number", "q": "number"}
-    found = retrieval_lists(data, data.batch(["q"]), types, 3)
+    found = retrieval_lists(data.batch(["q"]), types, 3)
     assert found == {
         "image_sim": [("a", "b", "c")],
         "text_sim": [("b", "d", "a")],
         "mix": [("b", "a", "d")],
         "type_sim": [("c", "d", "a")],
     }
-    assert retrieval_lists(data, data.batch(["q"]), types, 1)["type_sim"] == [("c",)]
+    assert retrieval_lists(data.batch(["q"]), types, 1)["type_sim"] == [("c",)]
 
 
 def test_random_lists_are_distinct_candidates_fixed_by_the_seed(toy: Any) -> None:

@@ -4,10 +4,13 @@ Every function returns `order_NK`: for each of N queries the positions 0..K-1 of
 the order of the candidate list. `select` turns an order into the demos of a prompt.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from leverlab.errors import LeverlabError
+from leverlab.selector.batches import QueryBatch
 
 Array = NDArray[np.float64]
 Order = NDArray[np.int64]
@@ -56,6 +59,21 @@ def type_nearest(
         )
     other_NK = candidate_types != query_types[:, None]
     return np.lexsort((-similarity_NK, other_NK), axis=1).astype(np.int64)
+
+
+def retrieval_orders(batch: QueryBatch, types: Mapping[str, str]) -> dict[str, Order]:
+    """Return the order of every retrieval baseline; `types` gives the question type of each query and demo."""
+    (query_image, query_text), (image, text, _) = (
+        [part.numpy() for part in parts] for parts in (batch.query, batch.demos)
+    )
+    query_types = [types[query] for query in batch.query_ids]
+    candidate_types = [[types[demo] for demo in candidates] for candidates in batch.candidate_ids]
+    return {
+        "image_sim": image_similarity(query_image, image),
+        "text_sim": text_similarity(query_text, text),
+        "mix": mixed(query_image, image, query_text, text),
+        "type_sim": type_nearest(query_types, candidate_types, query_image, image),
+    }
 
 
 def random_order(n: int, k: int, seed: int) -> Order:

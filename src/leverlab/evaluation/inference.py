@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from leverlab.evaluation.baselines import image_similarity, mixed, random_order, select, text_similarity, type_nearest
+from leverlab.evaluation.baselines import random_order, retrieval_orders, select
 from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.records import Example
 from leverlab.selector.batches import QueryBatch
@@ -53,17 +53,7 @@ def baseline_lists(
         found.append(MethodLists("random", seed, {k: _named(batch, order_NK[:, :k]) for k in counts}))
     fixed = tuple(np.random.default_rng(fixed_seed).permutation(np.asarray(pool))[:shots].tolist())
     found.append(MethodLists("fixed", 0, {k: [fixed[:k]] * len(batch.query_ids) for k in counts}))
-    image = [part.numpy() for part in (batch.query[0], batch.demos[0])]
-    text = [part.numpy() for part in (batch.query[1], batch.demos[1])]
-    query_types = np.array([types[query] for query in batch.query_ids])
-    demo_types = np.array([[types[demo] for demo in candidates] for candidates in batch.candidate_ids])
-    orders = {
-        "image_sim": image_similarity(image[0], image[1]),
-        "text_sim": text_similarity(text[0], text[1]),
-        "mix": mixed(image[0], image[1], text[0], text[1]),
-        "type_sim": type_nearest(query_types, demo_types, image[0], image[1]),
-    }
-    for method, order_NK in orders.items():
+    for method, order_NK in retrieval_orders(batch, types).items():
         found.append(MethodLists(method, 0, {k: _named(batch, select(order_NK, k)) for k in counts}))
     return found
 

@@ -129,17 +129,6 @@ def holm(p_values: ArrayLike) -> Array:
     return adjusted
 
 
-def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval (low, high) of the proportion `successes` / `n` (Wilson 1927).
-
-    Raises `LeverlabError` unless 0 <= successes <= n and n >= 1.
-    """
-    if n < 1 or not 0 <= successes <= n:
-        raise LeverlabError(f"Wilson's interval needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    interval = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def _checked(scores: ArrayLike, name: str) -> Array:
     """Return `scores` as (seeds, questions)."""
     values = np.asarray(scores, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence: estimators from log-ratios, exact values from logits, and the adaptive coefficient."""
+"""Kullback-Leibler divergence: an estimator from log-ratios, exact values from logits, and the adaptive coefficient."""
 
 import math
 
@@ -8,22 +8,12 @@ from torch import Tensor
 from leverlab.errors import LeverlabError
 
 
-def k1(log_ratio: Tensor) -> Tensor:
-    """Return -log r per sample: unbiased for KL(q || p), high variance, may be negative.
+def k3(log_ratio: Tensor) -> Tensor:
+    """Return (r - 1) - log r per sample: unbiased for KL(q || p), low variance, never negative.
 
     `log_ratio` is log p(x) - log q(x) with x drawn from q, any shape, in nats.
     Source: Schulman, Approximating KL Divergence, joschu.net/blog/kl-approx.html.
     """
-    return -log_ratio
-
-
-def k2(log_ratio: Tensor) -> Tensor:
-    """Return (log r)^2 / 2 per sample: biased for KL(q || p), low variance, never negative; see `k1`."""
-    return log_ratio.square() / 2
-
-
-def k3(log_ratio: Tensor) -> Tensor:
-    """Return (r - 1) - log r per sample: unbiased for KL(q || p), low variance, never negative; see `k1`."""
     # expm1, because r - 1 loses every digit near r = 1, which is where training starts.
     return torch.expm1(log_ratio) - log_ratio
 

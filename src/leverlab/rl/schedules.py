@@ -51,17 +51,6 @@ def warmup_cosine(step: int, total_steps: int, warmup_fraction: float, final_fra
     Raises `LeverlabError` for step outside [0, total_steps], warmup_fraction outside [0, 1), or final_fraction outside
     [0, 1].
     """
-    return _warmup_then("cosine", step, total_steps, warmup_fraction, final_fraction)
-
-
-def warmup_linear(step: int, total_steps: int, warmup_fraction: float, final_fraction: float = 0.0) -> float:
-    """Return the learning-rate multiplier of update `step`: as `warmup_cosine`, but with a straight line down."""
-    return _warmup_then("linear", step, total_steps, warmup_fraction, final_fraction)
-
-
-def _warmup_then(
-    kind: ScheduleKind, step: int, total_steps: int, warmup_fraction: float, final_fraction: float
-) -> float:
     if not 0 <= step <= total_steps or total_steps < 1:
         raise LeverlabError(f"step {step} must lie in [0, {total_steps}], and there must be at least one step")
     if not 0 <= warmup_fraction < 1 or not 0 <= final_fraction <= 1:
@@ -73,7 +62,7 @@ def _warmup_then(
     warmup_steps = min(round(warmup_fraction * total_steps), total_steps - 1)
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    return schedule_value(kind, 1.0, final_fraction, (step - warmup_steps) / (total_steps - warmup_steps))
+    return schedule_value("cosine", 1.0, final_fraction, (step - warmup_steps) / (total_steps - warmup_steps))
 
 
 def _piecewise_value(points: Sequence[tuple[float, float]], progress: float) -> float:

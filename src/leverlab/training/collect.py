@@ -1,14 +1,14 @@
 """What the rl-data stage collects: beams by InfoScore, and groups of trajectories with their reward terms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.baselines import image_similarity, mixed, random_order, text_similarity, type_nearest
+from leverlab.evaluation.baselines import random_order, retrieval_orders
 from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.records import Example
-from leverlab.selector.batches import QueryBatch, QueryData
+from leverlab.selector.batches import QueryBatch
 from leverlab.training.groups import Group
 from leverlab.vlm.scoring import DemoList, Scorer
 
@@ -39,26 +39,14 @@ def beam_search(scorer: Scorer, question: str, candidates: Sequence[str], width:
     return beams
 
 
-def retrieval_lists(
-    data: QueryData, batch: QueryBatch, types: dict[str, str], shots: int
-) -> dict[str, list[tuple[str, ...]]]:
+def retrieval_lists(batch: QueryBatch, types: Mapping[str, str], shots: int) -> dict[str, list[tuple[str, ...]]]:
     """Return for each retrieval method the best-first list of every query."""
-    image = [part.numpy() for part in (batch.query[0], batch.demos[0])]
-    text = [part.numpy() for part in (batch.query[1], batch.demos[1])]
-    query_types = np.array([types[query] for query in batch.query_ids])
-    demo_types = np.array([[types[demo] for demo in candidates] for candidates in batch.candidate_ids])
-    orders = {
-        "image_sim": image_similarity(image[0], image[1]),
-        "text_sim": text_similarity(text[0], text[1]),
-        "mix": mixed(image[0], image[1], text[0], text[1]),
-        "type_sim": type_nearest(query_types, demo_types, image[0], image[1]),
-    }
     return {
         name: [
             tuple(candidates[k] for k in order[:shots])
             for candidates, order in zip(batch.candidate_ids, order_NK, strict=True)
         ]
-        for name, order_NK in orders.items()
+        for name, order_NK in retrieval_orders(batch, types).items()
     }
 
 

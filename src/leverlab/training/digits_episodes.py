@@ -4,8 +4,8 @@ An episode shows several images with questions and answers under a convention (c
 each time, so that the only way to answer is to read the convention from the demos before. Episodes are *contrastive*:
 few question types and few classes are active, so that near misses stand side by side. Without that, matching the
 question type alone scores .94 in training and chance at the matching test. There are no episodes with plain English
-answers: a share of 30 % of them taught the model to name what it sees, and kept it from reading the convention for 900
-steps and more.
+answers: a share of 30 % of them taught the model to name what it sees, and it had not begun to read the convention when
+those runs were stopped, after 650 to 970 steps (docs/LOG.md).
 """
 
 from dataclasses import dataclass
