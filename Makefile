@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 # One thread gives the same bytes on every machine, and is faster for small models; raise it for large ones.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help repro test lint format bench report clean setup
+.PHONY: help repro test lint format bench verify report clean setup
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ format: setup ## format the code and mend what ruff can mend
 
 bench: setup ## measure the scorer beside the naive way
 	python -m benchmarks.scoring
+
+verify: setup ## run every stage again in an empty place and compare the bytes of its outs (as long as a cold run)
+	leverlab verify
 
 report: setup ## bring reports/ up to date, with the stages that it needs
 	dvc repro report

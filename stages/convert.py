@@ -4,6 +4,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from pydantic import BaseModel, Field, ValidationError
+
 from leverlab.config.vlm import EvalParams
 from leverlab.errors import LeverlabError
 from leverlab.export.selector import check_equal_picks, inference_tensors
@@ -14,13 +16,29 @@ from leverlab.stage import Stage, run_stage
 from leverlab.training.prepared import Prepared
 
 
-def read_choice(path: Path) -> dict[str, object]:
+class Choice(BaseModel, strict=True, extra="forbid"):
+    """One checkpoint that select-best chose."""
+
+    method: str
+    seed: int
+    epoch: int
+    val_accuracy: float = Field(ge=0, le=1)
+
+
+class Best(BaseModel, strict=True):
+    """What the stage reads of models/best/best.json."""
+
+    overall: Choice
+    chosen: list[Choice] = Field(min_length=1)
+
+
+def read_choice(path: Path) -> Best:
     """Return what select-best chose. Raises `LeverlabError` when the file is damaged."""
     try:
-        best = json.loads(path.read_text(encoding="utf-8"))
-        return {"overall": best["overall"], "chosen": list(best["chosen"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LeverlabError(f"{path} cannot be read ({error!r}); run dvc repro select-best") from None
+        return Best.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise LeverlabError(f"{path} cannot be read ({problem}); run dvc repro select-best") from None
 
 
 def body(stage: Stage) -> None:
@@ -32,18 +50,18 @@ def body(stage: Stage) -> None:
     batches = [data.queries.batch(questions, index) for index in range(data.queries.sets(questions[0]))]
     pool_digest = hashlib.sha256("\n".join(sorted(demo.id for demo in data.pool)).encode()).hexdigest()
     proofs = {}
-    for choice in best["chosen"]:  # type: ignore[attr-defined]
-        name = f"{choice['method']}-{choice['seed']}"
+    for choice in best.chosen:
+        name = f"{choice.method}-{choice.seed}"
         selector = load_selector(Path("models/best") / f"{name}.safetensors")
         config = {
-            **choice,
+            **choice.model_dump(),
             "shots": shots,
             "widths": list(selector.widths),
             "width": selector.width,
             "pool": pool_digest,
         }
         folders = [stage.out("models/selectors") / name]
-        if choice == best["overall"]:
+        if choice == best.overall:
             folders.append(stage.out("models/selector"))
         for folder in folders:
             save_inference(folder, inference_tensors(selector), config)

@@ -1,11 +1,12 @@
 """gguf: export the text part of the VLM, load it back, and compare it tensor by tensor."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
 from leverlab.config.gguf import GgufParams
-from leverlab.config.vlm import VlmParams
+from leverlab.config.vlm import VlmSource
 from leverlab.errors import LeverlabError
 from leverlab.export.gguf import compare, export_text
 from leverlab.files import write_text
@@ -13,8 +14,11 @@ from leverlab.stage import Stage, run_stage
 
 
 def body(stage: Stage) -> None:
-    """Write one file a kind and the comparison; fail when a value is further off than its type explains."""
-    params, source = stage.section("gguf", GgufParams), stage.section("vlm", VlmParams).source
+    """Write one file a kind and the comparison; fail when a value is further off than its type explains.
+
+    Files are written in the state folder, so that those that were finished before a kill are not written again.
+    """
+    params, source = stage.section("gguf", GgufParams), stage.section("vlm", VlmSource).source
     checkpoint = Path(source)
     if not checkpoint.is_dir():
         raise LeverlabError(
@@ -23,8 +27,9 @@ def body(stage: Stage) -> None:
         )
     summary = []
     for kind in params.kinds:
-        path = stage.out("models/gguf") / f"text-{kind}.gguf"
-        export_text(checkpoint, path, kind)
+        path = stage.state_dir / f"text-{kind}.gguf"
+        if not path.exists():
+            export_text(checkpoint, path, kind)
         tensors = compare(checkpoint, path)
         summary.append(
             {
@@ -41,6 +46,9 @@ def body(stage: Stage) -> None:
     wrong = [str(file["file"]) for file in summary if not file["ok"]]
     if wrong:
         raise LeverlabError(f"{wrong} differ from the checkpoint by more than their types explain; the export is wrong")
+    stage.out("models/gguf").mkdir()
+    for file in summary:
+        shutil.move(stage.state_dir / str(file["file"]), stage.out("models/gguf"))
     stage.say(", ".join(f"{file['file']} ({file['bytes']} bytes)" for file in summary))
 
 

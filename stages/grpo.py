@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ def train_arm(arm: Arm) -> list[str]:
     params, lines = arm.params, list[str]()
     data = Prepared(Path("data/prepared"), ["train", "val"])
     questions = [*data.splits["train"], *data.splits["val"]]
-    scorer = data.scorer(questions, workspace_store() / "scores.sqlite", **arm.vlm.model_dump())
+    scorer = data.scorer(questions, workspace_store() / "scores.sqlite", arm.vlm)
     validator = Validator(data.queries, data.splits["val"], scorer, arm.shots)
     policy = load_epoch(Path(f"models/{params.init}/{arm.seed}"), "best")
     reference = load_epoch(Path(f"models/{params.reference}/{arm.seed}"), "best").requires_grad_(False)
@@ -64,11 +64,10 @@ def train_arm(arm: Arm) -> list[str]:
         updates=params.updates,
         seed=arm.seed,
     )
-    optimisation = params.optimisation()
-    if arm.name == "sft_control":
-        optimisation |= {"lr": params.control.lr}
     updates = updates_per_epoch(len(rollouts.query_ids), params.batch) * params.updates
-    settings = Optimisation(updates_per_epoch=updates, seed=arm.seed, **optimisation)
+    settings = Optimisation.of(params, updates, arm.seed)
+    if arm.name == "sft_control":
+        settings = replace(settings, lr=params.control.lr)
 
     def say(row: Row) -> None:
         lines.append(f"{arm.name} {describe(row, params.epochs)}")

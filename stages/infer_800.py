@@ -45,9 +45,7 @@ class Worker:
         """Open everything, once in each process."""
         cls.settings = settings
         cls.data = Prepared(Path("data/prepared"), ["test"])
-        cls.scorer = cls.data.scorer(
-            cls.data.splits["test"], workspace_store() / "scores.sqlite", **settings.vlm.model_dump()
-        )
+        cls.scorer = cls.data.scorer(cls.data.splits["test"], workspace_store() / "scores.sqlite", settings.vlm)
         cls.selectors = {
             (method, seed): InferenceSelector.load(Path(f"models/selectors/{method}-{seed}"))
             for method in METHODS

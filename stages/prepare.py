@@ -1,8 +1,10 @@
 """prepare: load the world, check every row, draw candidates, compute features, write the data card."""
 
+from collections.abc import Iterator
+
 from leverlab.config.data import DataParams
 from leverlab.config.prepare import PrepareParams
-from leverlab.config.vlm import VlmParams
+from leverlab.config.vlm import VlmModel
 from leverlab.files import write_text
 from leverlab.records import write_examples
 from leverlab.selector.candidates import draw_candidates, write_candidates
@@ -18,16 +20,20 @@ def body(stage: Stage) -> None:
     """Write the splits, their candidates and features."""
     data = stage.section("data", DataParams)
     params = stage.section("prepare", PrepareParams)
-    vlm = stage.section("vlm", VlmParams)
+    vlm = stage.section("vlm", VlmModel)
     world = load_world(data.world, data.source, data.pool, data.train, data.val, data.test, data.label_noise, data.seed)
     splits = world.splits()
     for name, examples in splits.items():
         write_examples(stage.out(f"data/prepared/{name}.parquet"), examples)
     everything = [example for examples in splits.values() for example in examples]
+
+    def track(batches: list[list[bytes]]) -> Iterator[list[bytes]]:
+        return stage.progress(batches, "batches of images", total=len(batches))
+
     if params.encoder == "vlm":
-        features = compute_features_vlm(load_vlm(vlm.source, vlm.dtype), everything)
+        features = compute_features_vlm(load_vlm(vlm.source, vlm.dtype), everything, stage.state_dir, track)
     else:
-        features = compute_features_clip(params.encoder, everything)
+        features = compute_features_clip(params.encoder, everything, stage.state_dir, track)
     write_features(stage.out("data/prepared/features.parquet"), features)
     drawn = [
         candidates

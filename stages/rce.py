@@ -29,7 +29,7 @@ def body(stage: Stage, seed: int) -> None:
     params, reward = stage.section("rce", RceParams), stage.section("reward", RewardParams)
     data = Prepared(stage.dep("data/prepared"), ["val"])
     groups = read_groups(stage.dep("data/rl/groups.parquet"), shots)
-    scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", **vlm.model_dump())
+    scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", vlm)
     validator = Validator(data.queries, data.splits["val"], scorer, shots)
     selector = load_epoch(stage.dep(f"models/sft/{seed}"), params.init)
     start = copy.deepcopy(selector)
@@ -46,7 +46,7 @@ def body(stage: Stage, seed: int) -> None:
     lists = {group.query_id: group.lists for group in groups}
     losses = imitation_losses(selector, data.queries, lists, weights, params.batch, seed)
     updates = updates_per_epoch(len(lists), params.batch)
-    settings = Optimisation(updates_per_epoch=updates, seed=seed, **params.optimisation())
+    settings = Optimisation.of(params, updates, seed)
 
     train(
         selector,

@@ -49,7 +49,7 @@ def body(stage: Stage) -> None:
         curves=_curves(stage),
         checkpoints=read_checkpoints(stage.dep("models/best/checkpoints.csv"), stage.dep("models/best/best.json")),
         findings=read_findings(stage.dep("reports/health.json")),
-        gates=evaluate_gates(params.rules(), measured),
+        gates=evaluate_gates(params.gates, measured),
         export=read_export(stage.dep("reports/gguf.json")),
         data_card=stage.dep("reports/data_card.md").read_text(encoding="utf-8"),
         lineage=Lineage(

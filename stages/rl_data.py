@@ -40,7 +40,7 @@ class Worker:
         """Open the data and the VLM, once in each process."""
         cls.data = Prepared(PREPARED, ["train"])
         cls.settings = (vlm, params, shots)
-        cls.scorer = cls.data.scorer(cls.data.splits["train"], workspace_store() / "scores.sqlite", **vlm.model_dump())
+        cls.scorer = cls.data.scorer(cls.data.splits["train"], workspace_store() / "scores.sqlite", vlm)
         cls.examples = {example.id: example for example in cls.data.splits["train"]}
         cls.types = cls.data.question_types()
 
@@ -115,7 +115,7 @@ def health(data: Prepared, groups: list[Group], params: RlDataParams, reward: Re
         ]
     )
     pools = {"data/prepared/pool.parquet": [demo.id for demo in data.pool]}
-    return health_report(table, offered, pools, rewards=rewards, **params.health.model_dump())
+    return health_report(table, offered, pools, params.health, rewards)
 
 
 if __name__ == "__main__":

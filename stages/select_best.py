@@ -40,7 +40,7 @@ class Worker:
     def start(cls, vlm: VlmParams, shots: int) -> None:
         """Open the data and the VLM, once in each process."""
         data = Prepared(Path("data/prepared"), ["val"])
-        scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", **vlm.model_dump())
+        scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", vlm)
         cls.validator = Validator(data.queries, data.splits["val"], scorer, shots)
 
 

@@ -23,7 +23,7 @@ def body(stage: Stage, seed: int) -> None:
     params, architecture = stage.section("sft", SftParams), stage.section("selector", SelectorParams)
     data = Prepared(stage.dep("data/prepared"), ["train", "val"])
     beams = read_beams(stage.dep("data/rl/beams.parquet"), shots)
-    scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", **vlm.model_dump())
+    scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", vlm)
     validator = Validator(data.queries, data.splits["val"], scorer, shots)
     torch.manual_seed(seed)
     selector = Selector(data.queries.widths, architecture.width, architecture.dropout)
@@ -31,7 +31,7 @@ def body(stage: Stage, seed: int) -> None:
     width = len(next(iter(beams.values())))
     losses = imitation_losses(selector, data.queries, beams, uniform_weights(width), params.batch, seed)
     updates = updates_per_epoch(len(beams), params.batch)
-    settings = Optimisation(updates_per_epoch=updates, seed=seed, **params.optimisation())
+    settings = Optimisation.of(params, updates, seed)
 
     train(selector, settings, losses, validator, stage.state_dir, lambda row: stage.say(describe(row, params.epochs)))
     publish_run(stage.state_dir, stage.out(f"models/sft/{seed}"))

@@ -50,12 +50,95 @@ def params() -> None:
 
 
 @app.command()
+def blast(
+    key: Annotated[
+        str | None, typer.Argument(help="Dotted key or section; FILE:KEY where several params files have it.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects.")] = False,
+    every_key: Annotated[bool, typer.Option("--all", help="Write docs/blast_radius.md.")] = False,
+) -> None:
+    """Tell which stages a change of a parameter re-runs, at what cost, and why."""
+    if (key is None) != every_key or (every_key and as_json):
+        raise typer.BadParameter("give one KEY, or --all alone")
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    from leverlab.pipeline import blast as radius
+
+    root = repository_root()
+    if key is None:
+        typer.echo(f"{radius.write(root)} is written")
+        return
+    reruns = radius.blast(root, key)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(rerun) for rerun in reruns], indent=2))
+    elif reruns:
+        Console(markup=False, highlight=False).print(radius.table(key, reruns))
+    else:
+        typer.echo(f"no stage reads {key}: a change of it re-runs nothing")
+
+
+@app.command()
 def readme() -> None:
     """Put the report's accuracy table into README.md."""
     from leverlab.pipeline.readme import write
 
     write(repository_root())
     typer.echo("README.md holds the table of reports/tables/accuracy.md")
+
+
+@app.command()
+def lineage(
+    file: Annotated[str, typer.Argument(help="An out of a stage, or a file below one.")],
+    code: Annotated[bool, typer.Option("--code", help="Name the modules of each stage one by one.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tree as JSON.")] = False,
+) -> None:
+    """Print the tree from a file, a figure of the report say, back to the raw rows."""
+    import dataclasses
+    import json
+    import os
+
+    from rich.console import Console
+
+    from leverlab.pipeline import lineage as origins
+
+    root = repository_root()
+    origin = origins.lineage(root, Path(os.path.relpath(file, root)).as_posix())
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(origin), indent=2, ensure_ascii=False))
+    else:
+        width = None if sys.stdout.isatty() else 1000  # a file or a pipe gets whole lines
+        Console(width=width).print(origins.render(origin, code))
+
+
+@app.command()
+def verify(
+    stages: Annotated[
+        list[str] | None,
+        typer.Argument(help="Stages as DVC names them; all of the root's dvc.yaml when none is given."),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(min=0, help="Largest difference of numbers; a stage states its own in dvc.yaml.")
+    ] = None,
+) -> None:
+    """Run stages again in a temporary folder and compare what they write with dvc.lock."""
+    from rich.console import Console
+
+    from leverlab.pipeline import verify as again
+
+    root = repository_root()
+    console = Console(markup=False, highlight=False)
+    verdicts = []
+    for name in again.select(root, stages or []):
+        with console.status(f"{name} runs again"):
+            verdicts.append(again.verify_stage(root, name, tolerance))
+        console.print(f"{name}: {verdicts[-1].result} ({verdicts[-1].seconds:.1f} s)", soft_wrap=True)
+        if verdicts[-1].tail:
+            console.print(verdicts[-1].tail, soft_wrap=True)
+    console.print(again.table(verdicts))
+    raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
 
 
 plan = typer.Typer(no_args_is_help=True, help="Named sets of params overrides.")

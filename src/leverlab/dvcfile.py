@@ -3,10 +3,28 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leverlab.config.base import read_yaml
 from leverlab.errors import LeverlabError
+
+_Path = Annotated[str, Field(min_length=1)]
+_Paths = list[_Path | Annotated[dict[_Path, Any], Field(min_length=1, max_length=1)]]  # a path or {path: options}
+
+
+class _Entry(BaseModel):
+    """The keys of a stage in `dvc.yaml` that tell what it reads and writes."""
+
+    model_config = ConfigDict(strict=True)
+
+    matrix: dict[str, list[Any] | str] = {}  # a list, or an interpolation of one
+    deps: _Paths = []
+    params: list[_Path | dict[_Path, list[_Path] | None]] = []
+    outs: _Paths = []
+    metrics: _Paths = []
+    plots: _Paths = []
 
 
 @dataclass(frozen=True)
@@ -22,22 +40,31 @@ class Declaration:
 def read_declaration(dvc_yaml: Path, stage: str, item: Mapping[str, str]) -> Declaration:
     """Return the declaration of `stage` with `item` (matrix variable → value) filled in.
 
-    Raises `LeverlabError` when the file has no such stage, or the stage's matrix has other variables.
+    Raises `LeverlabError` when the file has no such stage, a key of it has another form than in DVC, or the stage's
+    matrix has other variables.
     """
-    entry = (read_yaml(dvc_yaml) or {}).get("stages", {}).get(stage)
-    if entry is None:
+    data = read_yaml(dvc_yaml)
+    stages = data.get("stages") if isinstance(data, dict) else None
+    if not isinstance(stages, dict) or stages.get(stage) is None:
         raise LeverlabError(f"{dvc_yaml} has no stage '{stage}'")
-    if set(entry.get("matrix", {})) != set(item):
+    try:
+        entry = _Entry.model_validate(stages[stage])
+    except ValidationError as error:
+        problems = {".".join(["stages", stage, *map(str, item["loc"][:2])]): item["msg"] for item in error.errors()}
         raise LeverlabError(
-            f"stage '{stage}' needs a value for each of {sorted(entry.get('matrix', {}))}, it got {dict(item)}; "
+            f"{dvc_yaml} is no DVC pipeline: " + "; ".join(f"{key}: {message}" for key, message in problems.items())
+        ) from None
+    if set(entry.matrix) != set(item):
+        raise LeverlabError(
+            f"stage '{stage}' needs a value for each of {sorted(entry.matrix)}, it got {dict(item)}; "
             f"run it with dvc repro {stage}"
         )
     suffix = "@" + "-".join(item.values()) if item else ""
-    outs = [*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])]
+    outs = [*entry.outs, *entry.metrics, *entry.plots]
     return Declaration(
         name=stage + suffix,
-        deps=tuple(_fill(dep, item) for dep in _names(entry.get("deps", []))),
-        params=tuple(_params(entry.get("params", []))),
+        deps=tuple(_fill(dep, item) for dep in _names(entry.deps)),
+        params=tuple(_params(entry.params)),
         outs=tuple(_fill(out, item) for out in _names(outs)),
     )
 

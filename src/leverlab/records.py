@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -40,7 +41,7 @@ class Example:
         """Return the decoded RGB image. Raises `LeverlabError` when the bytes are no image."""
         try:
             return Image.open(io.BytesIO(self.image)).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:  # its decoders raise struct.error, IndexError and more beside OSError
             raise LeverlabError(
                 f"the image of '{self.id}' cannot be decoded ({error}); replace or remove the row"
             ) from None
@@ -57,7 +58,7 @@ def parse_example(row: dict[str, Any], where: str) -> Example:
     answers = row.get("answers")
     if not isinstance(answers, Sequence) or isinstance(answers, str | bytes):
         raise LeverlabError(f"{where}: 'answers' must be a list of texts, not {answers!r}")
-    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+    if not answers or not all(map(_is_text, answers)):
         raise LeverlabError(f"{where}: 'answers' must hold at least one text and no empty one, not {list(answers)!r}")
     example = Example(
         id=identifier,
@@ -76,9 +77,14 @@ def parse_example(row: dict[str, Any], where: str) -> Example:
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not _is_text(value):
         raise LeverlabError(f"{where}: '{key}' must be a text that is not empty, not {value!r}")
     return value
+
+
+def _is_text(value: object) -> bool:
+    """Return whether `value` is a text that is not empty and can be written: JSON can hold halves of characters."""
+    return isinstance(value, str) and bool(value.strip()) and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def check_unique(examples: Iterable[Example], where: str) -> None:
@@ -114,14 +120,20 @@ def write_examples(path: Path, examples: Sequence[Example]) -> None:
         "question_type": [example.question_type for example in examples],
         "answers": [list(example.answers) for example in examples],
     }
-    Dataset.from_dict(rows, features=features).to_parquet(str(path))
+    Dataset.from_dict(rows, features=features).to_parquet(str(path), write_page_checksum=True)
 
 
-def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Return the parquet table at `path`. Raises `LeverlabError` when it is missing, damaged or lacks one of
-    `columns`."""
+def read_table(path: Path, columns: Sequence[str] | pa.Schema) -> pa.Table:
+    """Return the parquet table at `path`.
+
+    Raises `LeverlabError` when it is missing, damaged or lacks one of `columns`. A schema asks for more: these columns
+    alone are returned, and a column of another type is an error, and a null or a number that is not finite outside of
+    lists.
+    """
+    names = columns.names if isinstance(columns, pa.Schema) else columns
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
+        table.validate(full=True)
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -129,15 +141,32 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
         raise LeverlabError(
             f"{path} is damaged or not parquet ({problem}); delete it and run dvc repro again"
         ) from None
-    missing = [column for column in columns if column not in table.column_names]
+    missing = [name for name in names if name not in table.column_names]
     if missing:
         raise LeverlabError(f"{path} lacks the columns {missing}; it holds {table.column_names}")
+    if twice := [name for name in names if table.column_names.count(name) > 1]:
+        raise LeverlabError(f"{path} holds the columns {twice} twice; write it again")
+    if isinstance(columns, pa.Schema):
+        table = table.select(names)
+        for field in columns:
+            _check_column(table[field.name], field, f"{path}: column '{field.name}'")
     return table
+
+
+def _check_column(column: pa.ChunkedArray, field: pa.Field, where: str) -> None:
+    if column.type != field.type:
+        raise LeverlabError(f"{where} must hold {field.type}, not {column.type}; run the stage that writes it again")
+    if pa.types.is_list(field.type):
+        return
+    if column.null_count:
+        raise LeverlabError(f"{where} holds nulls; run the stage that writes it again")
+    if pa.types.is_floating(column.type) and not pc.all(pc.is_finite(column), min_count=0).as_py():
+        raise LeverlabError(f"{where} holds a value that is not a number; run the stage that writes it again")
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -> None:
     """Write `rows` as parquet with exactly the columns and types of `schema`."""
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path)
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, write_page_checksum=True)
 
 
 def read_examples(path: Path) -> list[Example]:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from leverlab.errors import LeverlabError
 from leverlab.files import digest, stamp, write_text
 
 PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "datasets", "pyarrow", "scipy", "gguf")
+ABSENT = object()  # what a params file says of a key that it does not have
 ItemT = TypeVar("ItemT")
 
 
@@ -48,10 +49,10 @@ class Stage:
     def __init__(self, declaration: Declaration):
         self.name = declaration.name
         self._declaration = declaration
-        self._params = {file: read_params(Path(file)) for file, _ in declaration.params}
-        for file, key in declaration.params:
-            if key not in self._params[file]:
-                raise LeverlabError(f"{file} has no section '{key}', which stage '{self.name}' declares")
+        self._params = {(file, key): _lookup(Path(file), key) for file, key in declaration.params}
+        for (file, key), value in self._params.items():
+            if value is ABSENT:
+                raise LeverlabError(f"{file} has no '{key}', which stage '{self.name}' declares")
         self._input_stamps = {dep: stamp(Path(dep)) for dep in declaration.deps}
         self.inputs = {dep: _input_digest(dep) for dep in declaration.deps}
         self.versions = {package: _version(package) for package in PACKAGES}
@@ -61,21 +62,33 @@ class Stage:
         self._staging = Path(".leverlab") / "staging" / self.name
 
     def declared_params(self) -> dict[str, Any]:
-        """Return the declared sections as plain data, keyed 'file:section'."""
-        return {f"{file}:{key}": self._params[file][key] for file, key in self._declaration.params}
+        """Return the declared params as plain data, keyed 'file:key'."""
+        return {f"{file}:{key}": value for (file, key), value in self._params.items()}
 
     def section(self, name: str, model: type[SectionT]) -> SectionT:
-        """Return the declared section `name`, checked. Raises `LeverlabError` when it is not declared or not valid."""
-        return parse_section(model, name, {name: self.value(name)}, self._file_of(name))
+        """Return section `name`, checked: the whole of it, or those of its keys that are declared ('vlm.source').
+
+        Raises `LeverlabError` when nothing of it is declared, and when it is not valid.
+        """
+        parts = {
+            key.removeprefix(f"{name}."): (file, value)
+            for (file, key), value in self._params.items()
+            if key.startswith(f"{name}.")
+        }
+        if parts:
+            file = next(iter(parts.values()))[0]
+            return parse_section(model, name, {name: {key: value for key, (_, value) in parts.items()}}, file)
+        file, value = self._find(name)
+        return parse_section(model, name, {name: value}, file)
 
     def value(self, name: str) -> Any:
-        """Return the declared top-level value `name` as plain data."""
-        return self._params[self._file_of(name)][name]
+        """Return the declared value `name` as plain data. Raises `LeverlabError` when it is not declared."""
+        return self._find(name)[1]
 
-    def _file_of(self, name: str) -> str:
-        for file, key in self._declaration.params:
+    def _find(self, name: str) -> tuple[str, Any]:
+        for (file, key), value in self._params.items():
             if key == name:
-                return file
+                return file, value
         raise LeverlabError(
             f"stage '{self.name}' reads the params '{name}' without declaring them; add them to dvc.yaml"
         )
@@ -132,9 +145,9 @@ class Stage:
                     f"'{dep}' changed while the stage ran, so its outs belong to no state of the repository; "
                     "leave inputs alone and run dvc repro again"
                 )
-        for file, key in self._declaration.params:
-            if read_params(Path(file)).get(key) != self._params[file][key]:
-                raise LeverlabError(f"section '{key}' of {file} changed while the stage ran; run dvc repro again")
+        for (file, key), before in self._params.items():
+            if _lookup(Path(file), key) != before:
+                raise LeverlabError(f"'{key}' of {file} changed while the stage ran; run dvc repro again")
 
     def publish(self) -> None:
         """Move every declared out to its place. Raises `LeverlabError` when one was not written."""
@@ -200,6 +213,16 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
             f"leverlab: stage {stage}: no space left on the disk ({error}); free some and run dvc repro again: "
             "what was finished is kept"
         )
+
+
+def _lookup(file: Path, key: str) -> Any:
+    """Return the value of a dotted key of a params file, or ABSENT."""
+    value: Any = read_params(file)
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return ABSENT
+        value = value[part]
+    return value
 
 
 def _lies_in(path: str, declared: Sequence[str]) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from leverlab.config.report import GateParams
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.gates import Gate, evaluate_gates
 
@@ -12,7 +13,7 @@ METRICS = {"grpo": {"shots_4": 0.62, "shots_1": 0.5}, "lift": {"over_sft": -0.01
 
 
 def gate(rule: dict[str, Any], metrics: dict[str, Any] | None = None) -> Gate:
-    (found,) = evaluate_gates({"rule": rule}, metrics or METRICS)
+    (found,) = evaluate_gates({"rule": GateParams.model_validate(rule)}, metrics or METRICS)
     return found
 
 
@@ -22,7 +23,8 @@ def test_gates_keep_the_order_and_carry_what_was_measured() -> None:
         "lift": {"metric": "lift.over_sft", "at_least": 0.02},
         "few": {"metric": "seeds", "at_most": 5},
     }
-    assert evaluate_gates(rules, METRICS) == [
+    found = evaluate_gates({name: GateParams.model_validate(rule) for name, rule in rules.items()}, METRICS)
+    assert found == [
         Gate("good", "grpo.shots_4", 0.6, "at_least", 0.62, True),
         Gate("lift", "lift.over_sft", 0.02, "at_least", -0.01, False),
         Gate("few", "seeds", 5.0, "at_most", 3.0, True),
@@ -57,27 +59,6 @@ def test_an_unknown_metric_names_the_closest() -> None:
         gate({"metric": "zzz", "at_least": 0})
     with pytest.raises(LeverlabError, match="not measured"):
         gate({"metric": "grpo", "at_least": 0})
-
-
-@pytest.mark.parametrize(
-    "rule",
-    [
-        {"metric": "seeds"},
-        {"metric": "seeds", "at_least": 1, "at_most": 4},
-        {"at_least": 1},
-        {"metric": "seeds", "at_least": 1, "atmost": 4},
-        {"metric": 3, "at_least": 1},
-    ],
-)
-def test_a_rule_of_another_form_is_refused(rule: dict[str, Any]) -> None:
-    with pytest.raises(LeverlabError, match="one of at_least and at_most"):
-        gate(rule)
-
-
-@pytest.mark.parametrize("threshold", ["0.5", True, math.nan, math.inf, None])
-def test_a_threshold_must_be_a_finite_number(threshold: object) -> None:
-    with pytest.raises(LeverlabError, match="finite number"):
-        gate({"metric": "seeds", "at_least": threshold})
 
 
 @pytest.mark.parametrize("value", ["high", True, None, [0.5]])

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from leverlab.config.rl_data import HealthLimits
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.health import (
     Finding,
@@ -63,9 +64,13 @@ def candidates() -> pd.DataFrame:
 def report(
     table: pd.DataFrame | None = None, offered: pd.DataFrame | None = None, **changes: Any
 ) -> dict[str, Finding]:
-    pools = changes.pop("pools", {"pool.parquet": POOL})
+    pools, rewards = changes.pop("pools", {"pool.parquet": POOL}), changes.pop("rewards", None)
     findings = health_report(
-        groups() if table is None else table, candidates() if offered is None else offered, pools, **(LIMITS | changes)
+        groups() if table is None else table,
+        candidates() if offered is None else offered,
+        pools,
+        HealthLimits.model_validate(LIMITS | changes),
+        rewards,
     )
     return {finding.name: finding for finding in findings}
 
@@ -107,13 +112,19 @@ def test_every_value_by_hand() -> None:
         ("min_headroom", 0.34, "headroom"),
         ("min_answer_prob_median", 0.2, "answer_prob_median"),
         ("max_answer_prob_tiny", 0.05, "answer_prob_tiny"),
-        ("min_distinct_candidates", 1.1, "distinct_candidates"),
         ("min_positives", 0.7, "positives_beam"),
     ],
 )
 def test_each_limit_can_fail(limit: str, value: float, name: str) -> None:
     assert not report(**{limit: value})[name].ok
     assert report()[name].ok
+
+
+def test_few_distinct_candidates_fail() -> None:
+    """Three of the four demos of the pool are offered."""
+    offered = candidates().assign(candidates=[["a", "b"], ["a", "b"], ["a", "c"]])
+    assert report(offered=offered, min_distinct_candidates=0.75)["distinct_candidates"].ok
+    assert not report(offered=offered, min_distinct_candidates=0.76)["distinct_candidates"].ok
 
 
 def test_rewards_decide_what_is_flat() -> None:

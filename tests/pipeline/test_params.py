@@ -35,6 +35,12 @@ def test_an_unknown_section_is_named(params: dict[str, Any]) -> None:
     assert problems(params | {"grop": {}}) == ["params.yaml: unknown section 'grop'"]
 
 
+def test_a_key_that_the_run_cache_of_dvc_ignores_is_refused(params: dict[str, Any]) -> None:
+    params["report"]["gates"]["size"] = {"metric": "x", "at_least": 0}
+    (problem,) = problems(params)
+    assert problem.startswith("params.yaml: no key may be named 'size': DVC's run cache")
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_is_needed(params: dict[str, Any], section: str) -> None:
     del params[section]

@@ -14,11 +14,14 @@ def parse(gates: Any) -> ReportParams:
     return parse_section(ReportParams, "report", {"report": {"gates": gates}})
 
 
-def test_gates_become_rules_that_can_be_evaluated() -> None:
+def test_gates_are_rules_that_can_be_evaluated_in_their_order() -> None:
     params = parse({"b": {"metric": "x.y", "at_least": 0}, "a": {"metric": "z", "at_most": "5e-2"}})
-    assert params.rules() == {"b": {"metric": "x.y", "at_least": 0.0}, "a": {"metric": "z", "at_most": 0.05}}
-    assert [gate.passed for gate in evaluate_gates(params.rules(), {"x": {"y": 0}, "z": 0.06})] == [True, False]
-    assert parse({}).rules() == {}
+    found = evaluate_gates(params.gates, {"x": {"y": 0}, "z": 0.06})
+    assert [(gate.name, gate.direction, gate.threshold, gate.passed) for gate in found] == [
+        ("b", "at_least", 0.0, True),
+        ("a", "at_most", 0.05, False),
+    ]
+    assert parse({}).gates == {}
 
 
 @pytest.mark.parametrize(
@@ -30,6 +33,9 @@ def test_gates_become_rules_that_can_be_evaluated() -> None:
         ({"at_least": 1}, "'report.gates.g.metric' is missing"),
         ({"metric": "x", "at_least": "high"}, "report.gates.g.at_least"),
         ({"metric": "x", "at_least": float("nan")}, "report.gates.g.at_least"),
+        ({"metric": "x", "at_least": float("inf")}, "report.gates.g.at_least"),
+        ({"metric": "x", "at_least": True}, "report.gates.g.at_least"),
+        ({"metric": 3, "at_least": 1}, "report.gates.g.metric"),
         ({"metric": "x", "atleast": 1}, "unknown key 'report.gates.g.atleast'"),
         (0.5, "report.gates.g"),
     ],

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from leverlab.errors import LeverlabError
+from leverlab.selector import encoders
 from leverlab.selector.encoders import compute_features_clip, compute_features_vlm
 from leverlab.selector.features import FeatureTable, read_features, write_features
 from leverlab.vlm.model import Vlm
@@ -125,13 +126,42 @@ def test_features_follow_the_order_of_the_examples(vlm):
     np.testing.assert_array_equal(backward.question_ND, forward.question_ND[::-1])
 
 
-def test_equal_images_are_encoded_once_and_progress_counts_them(vlm):
+def test_equal_images_are_encoded_once(vlm):
     seen = []
     examples = [POOL[0], replace(POOL[0], id="again"), POOL[1]]
-    features = compute_features_vlm(vlm, examples, lambda done, total: seen.append((done, total)))
-    assert seen == [(2, 2)]
+    features = compute_features_vlm(
+        vlm, examples, track=lambda batches: (seen.append(batch) or batch for batch in batches)
+    )
+    assert seen == [[POOL[0].image, POOL[1].image]]
     np.testing.assert_array_equal(features.image_ND[0], features.image_ND[1])
     assert np.abs(features.image_ND[0] - features.image_ND[2]).max() > 1e-3
+
+
+def test_batches_that_were_kept_are_not_encoded_again(vlm, tmp_path, monkeypatch):
+    """A run is cut off after its first batch of two; the next one encodes the other batch alone, to the same bytes."""
+    monkeypatch.setattr(encoders, "IMAGES_PER_BATCH", 2)
+    whole = compute_features_vlm(vlm, POOL[:4])
+
+    def cut(batches):
+        yield batches[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compute_features_vlm(vlm, POOL[:4], tmp_path, cut)
+    encoded = []
+    encode_images = encoders.encode_images
+    monkeypatch.setattr(
+        encoders, "encode_images", lambda *inputs: encoded.append(len(inputs[2])) or encode_images(*inputs)
+    )
+    resumed = compute_features_vlm(vlm, POOL[:4], tmp_path)
+    assert encoded == [2]
+    np.testing.assert_array_equal(resumed.image_ND, whole.image_ND)
+    (tmp_path / "images-1.npy").write_bytes((tmp_path / "images-1.npy").read_bytes()[:-8])
+    with pytest.raises(LeverlabError, match=r"images-1\.npy is damaged"):
+        compute_features_vlm(vlm, POOL[:4], tmp_path)
+    np.save(tmp_path / "images-1.npy", whole.image_ND[:1])
+    with pytest.raises(LeverlabError, match="not float32 of 2 rows"):
+        compute_features_vlm(vlm, POOL[:4], tmp_path)
 
 
 def test_a_bfloat16_model_gives_float32_features_close_to_those_of_float32(vlm):

@@ -1,214 +1,17 @@
-"""The contract of stages, kept by small stages that run as processes of their own in a small repository.
+"""The contract of stages, kept by small stages that run as processes of their own in a small repository."""
 
-A stage waits where a test wants to act on it: `pause()` writes the file `at` and goes on when the file `go` is there.
-"""
-
-import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent, indent
-from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-PATIENCE = 120  # seconds until something that does not happen is an error; machines may be busy
-
-PIPELINE = """\
-stages:
-  job:
-    cmd: python -m job
-    deps:
-      - data/in.txt
-      - data/folder
-      - job.py
-    params:
-      - job
-      - other.yaml:
-          - more
-    outs:
-      - out/one.txt
-      - out/many
-    metrics:
-      - out/metrics.json:
-          cache: false
-  many:
-    matrix:
-      seed: ${seeds}
-    cmd: python -m job ${item.seed}
-    deps:
-      - data/in.txt
-    outs:
-      - out/${item.seed}
-"""
-
-MODULE = """\
-import os, sys, time
-from pathlib import Path
-from leverlab.config.base import Section
-from leverlab.errors import LeverlabError
-from leverlab.stage import Stage, run_stage, workspace_store
-
-
-class JobParams(Section):
-    steps: int
-    lr: float
-
-
-class MoreParams(Section):
-    depth: int
-
-
-def pause():
-    Path("at").write_text("")
-    while not Path("go").exists():
-        time.sleep(0.02)
-
-
-def write_all(stage, text="new"):
-    stage.out("out/one.txt").write_text(text)
-    stage.out("out/many").mkdir()
-    (stage.out("out/many") / "a.txt").write_text(text)
-    stage.out("out/many/b.txt").write_text(text)
-    stage.out("out/metrics.json").write_text("{}")
-
-
-def body(stage):
-BODY
-
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        run_stage("many", lambda stage: stage.out(f"out/{sys.argv[1]}").write_text(sys.argv[1]), {"seed": sys.argv[1]})
-    else:
-        run_stage("job", body)
-"""
-
-
-class Workplace:
-    """A git repository with the stages `job` and `many`."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        self.environment = {
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(REPOSITORY / "src"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "HOME": str(root.parent),
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            **{f"GIT_{role}_{key}": "leverlab@x.org" for role in ("AUTHOR", "COMMITTER") for key in ("NAME", "EMAIL")},
-        }
-        self.write("dvc.yaml", PIPELINE)
-        self.write("params.yaml", "seeds: [0, 1]\njob:\n  steps: 3\n  lr: 5e-05\nunrelated: 1\n")
-        self.write("other.yaml", "more:\n  depth: 2\nhidden:\n  x: 1\n")
-        self.write("data/in.txt", "input")
-        self.write("data/in.txt.secret", "not declared")
-        self.write("data/folder/a.txt", "a")
-        self.write("data/folder/b/c.txt", "c")
-        self.write(".gitignore", ".leverlab/\nout/\nat\ngo\nprovenance\n")
-        self.body("write_all(stage)")
-        subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-        self.commit()
-
-    def write(self, name: str, text: str) -> None:
-        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.root / name).write_text(text)
-
-    def read(self, name: str) -> str:
-        return (self.root / name).read_text()
-
-    def body(self, code: str) -> None:
-        """Give the stage `job` the body `code`."""
-        self.write("job.py", MODULE.replace("BODY", indent(dedent(code), "    ")))
-
-    def commit(self) -> str:
-        for command in (["git", "add", "-A"], ["git", "commit", "-q", "--allow-empty", "-m", "x"]):
-            subprocess.run(command, cwd=self.root, env=self.environment, check=True)
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=self.root, check=True, capture_output=True, text=True)
-        return head.stdout.strip()
-
-    def start(self, *arguments: str, cwd: Path | None = None, **environment: str) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, "-m", "job", *arguments],
-            cwd=cwd or self.root,
-            env=self.environment | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *arguments: str, cwd: Path | None = None, **environment: str) -> tuple[int, str, str]:
-        process = self.start(*arguments, cwd=cwd, **environment)
-        out, err = process.communicate(timeout=PATIENCE)
-        return process.returncode, out, err
-
-    def succeeds(self, *arguments: str, **options: Any) -> str:
-        code, out, err = self.run(*arguments, **options)
-        assert (code, err) == (0, "")
-        return out
-
-    def fails(self, *arguments: str, **options: Any) -> str:
-        """Return the one sentence that the stage fails with; no out is in place."""
-        code, _, err = self.run(*arguments, **options)
-        assert code == 1
-        assert err.count("\n") == 1, err
-        assert re.match(r"leverlab: stage (job|many): ", err)
-        return err
-
-    def states(self) -> list[Path]:
-        return [path for path in (self.root / ".leverlab/state/job").glob("*") if path.is_dir()]
-
-    def outs(self) -> dict[str, str]:
-        return {
-            path.relative_to(self.root / "out").as_posix(): path.read_text()
-            for path in sorted((self.root / "out").rglob("*"))
-            if path.is_file()
-        }
-
-    @contextlib.contextmanager
-    def paused(self, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-        """Start the stage and wait until it pauses; end it if the test did not."""
-        for name in ("at", "go"):
-            (self.root / name).unlink(missing_ok=True)
-        process = self.start(**environment)
-        try:
-            wait_for((self.root / "at").exists, process)
-            yield process
-        finally:
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
-
-    def go_on(self, process: "subprocess.Popen[str]") -> tuple[int, str]:
-        """Let a paused stage end; return its code and what it said on stderr."""
-        self.write("go", "")
-        _, err = process.communicate(timeout=PATIENCE)
-        return process.returncode, err
-
-
-ALL = {"many/a.txt": "new", "many/b.txt": "new", "metrics.json": "{}", "one.txt": "new"}
-
-
-def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    (tmp_path / "repository").mkdir()
-    return Workplace(tmp_path / "repository")
+from tests.stages.workplace import ALL, PATIENCE, Workplace, wait_for
 
 
 def test_a_stage_writes_its_outs_and_leaves_nothing_else(place: Workplace) -> None:
@@ -306,6 +109,34 @@ def test_what_is_not_declared_is_one_sentence(place: Workplace, code: str, messa
     assert place.outs() == {}
 
 
+def test_single_keys_of_a_section_can_be_declared(place: Workplace) -> None:
+    """The stage sees them as a section that has no other keys, and a change of another key is nothing to it."""
+    place.write(
+        "dvc.yaml", place.read("dvc.yaml").replace("      - job\n      - other", "      - job.lr\n      - other")
+    )
+    place.body(
+        """
+        class Rate(Section):
+            lr: float
+
+        rate = stage.section("job", Rate)
+        assert (rate.lr, stage.value("job.lr")) == (5e-05, 5e-05)
+        pause()
+        write_all(stage, str(rate.lr))
+        """
+    )
+    with place.paused() as process:
+        place.write("params.yaml", place.read("params.yaml").replace("steps: 3", "steps: 4"))
+        code, err = place.go_on(process)
+    assert (code, err) == (0, "")
+    assert json.loads(place.read("provenance/job.json"))["params"] == {
+        "params.yaml:job.lr": 5e-05,
+        "other.yaml:more": {"depth": 2},
+    }
+    place.body('stage.section("job", JobParams)')
+    assert "key 'job.steps' is missing" in place.fails()
+
+
 @pytest.mark.parametrize("code", ['stage.dep("data/folder/../in.txt.secret")', 'stage.out("out/many/../two.txt")'])
 def test_a_declared_folder_ends_at_its_edge(place: Workplace, code: str) -> None:
     place.body(f"write_all(stage)\n{code}")
@@ -315,7 +146,7 @@ def test_a_declared_folder_ends_at_its_edge(place: Workplace, code: str) -> None
 @pytest.mark.parametrize(
     ("file", "before", "after", "message"),
     [
-        ("params.yaml", "job:", "jop:", "params.yaml has no section 'job', which stage 'job' declares"),
+        ("params.yaml", "job:", "jop:", "params.yaml has no 'job', which stage 'job' declares"),
         ("params.yaml", "lr: 5e-05", "lr: fast", "'job.lr' = 'fast' is not allowed"),
         ("params.yaml", "lr: 5e-05", "lrr: 5e-05", "did you mean 'job.lr'?"),
         ("params.yaml", "seeds:", "seeds: [", "params.yaml is not valid YAML"),
@@ -453,9 +284,9 @@ def test_an_input_that_changes_meanwhile_is_an_error(
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("params.yaml", "seeds: [0, 1]\njob:\n  steps: 4\n  lr: 5e-05\nunrelated: 1\n", "section 'job' of params.yaml"),
-        ("params.yaml", "seeds: [0, 1]\nunrelated: 1\n", "section 'job' of params.yaml"),
-        ("other.yaml", "more:\n  depth: 3\n", "section 'more' of other.yaml"),
+        ("params.yaml", "seeds: [0, 1]\njob:\n  steps: 4\n  lr: 5e-05\nunrelated: 1\n", "'job' of params.yaml"),
+        ("params.yaml", "seeds: [0, 1]\nunrelated: 1\n", "'job' of params.yaml"),
+        ("other.yaml", "more:\n  depth: 3\n", "'more' of other.yaml"),
     ],
 )
 def test_a_param_that_changes_meanwhile_is_an_error(place: Workplace, file: str, text: str, message: str) -> None:
@@ -586,111 +417,3 @@ def test_copies_share_state_through_dvc_root(place: Workplace, tmp_path: Path) -
     assert (copies[1] / "provenance/job.json").exists()
     assert place.outs() == {}
     assert place.states() == []
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        'OSError(errno.ENOSPC, "No space left on device", "data/scores")',
-        'OSError(errno.EDQUOT, "Disk quota exceeded", "data/scores")',
-        'sqlite3.OperationalError("database or disk is full")',
-        'RuntimeError("write failed: No space left on device (os error 28)")',
-    ],
-)
-def test_a_full_disk_is_told_in_the_last_line(place: Workplace, error: str) -> None:
-    """The traceback says where it was; the sentence below it says what to do. The state is kept."""
-    place.body(f"""
-        import errno, sqlite3
-        write_all(stage)
-        (stage.state_dir / "progress").write_text("2")
-        raise {error}
-    """)
-    code, _, err = place.run()
-    assert code == 1
-    last = err.splitlines()[-1]
-    assert last.startswith("leverlab: stage job: no space left on the disk (")
-    assert "free some and run dvc repro again" in last
-    assert place.outs() == {}
-    (state,) = place.states()
-    assert (state / "progress").read_text() == "2"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Workplace]:
-    """A repository on a disk of one megabyte."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
-    try:
-        place = Workplace(disk)
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def test_a_disk_that_is_really_full(small_disk: Workplace) -> None:
-    """Two megabytes do not fit: one sentence, no out, and the run goes on once there is room (here: fewer bytes)."""
-    small_disk.body("""
-        progress = stage.state_dir / "progress"
-        first = int(progress.read_text()) if progress.exists() else 0
-        print("from", first, flush=True)
-        if first == 0:
-            progress.write_text("2")
-        write_all(stage)
-        if not Path("go").exists():
-            stage.out("out/one.txt").write_bytes(bytes(2_000_000))
-    """)
-    code, out, err = small_disk.run()
-    assert (code, out) == (1, "from 0\n")
-    assert err.splitlines()[-1].startswith("leverlab: stage job: no space left on the disk ([Errno 28]")
-    assert small_disk.outs() == {}
-    (state,) = small_disk.states()
-    assert (state / "progress").read_text() == "2"
-    small_disk.write("go", "")
-    assert small_disk.succeeds() == "from 2\n"
-    assert small_disk.outs() == ALL
-
-
-def test_a_record_that_cannot_be_written_costs_no_work(place: Workplace) -> None:
-    """A stage that fails at its very last act has finished its work, and must still have it when it is run again."""
-    place.body("""
-        progress = stage.state_dir / "progress"
-        print("again" if progress.exists() else "first time", flush=True)
-        progress.write_text("3")
-        write_all(stage)
-    """)
-    place.write("provenance", "a file in the way of the folder")
-    code, out, _ = place.run()
-    assert (code, out) == (1, "first time\n")
-    (place.root / "provenance").unlink()
-    assert place.succeeds() == "again\n"
-
-
-def test_a_failed_stage_fails_dvc(place: Workplace) -> None:
-    """Through `dvc repro`: the sentence is shown, nothing is recorded; mended, the same command succeeds."""
-    place.write("dvc.yaml", PIPELINE.split("  many:")[0])
-    place.body('raise LeverlabError("the data cannot teach")')
-    environment = place.environment | {
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "DVC_NO_ANALYTICS": "1",
-        "DVC_SITE_CACHE_DIR": str(place.root.parent / "site"),
-        "DVC_GLOBAL_CONFIG_DIR": str(place.root.parent / "config"),
-    }
-
-    def dvc(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        command = [sys.executable, "-m", "dvc", *arguments]
-        return subprocess.run(command, cwd=place.root, env=environment, capture_output=True, text=True, check=False)
-
-    assert dvc("init", "-q").returncode == 0
-    failed = dvc("repro")
-    assert failed.returncode != 0
-    assert "leverlab: stage job: the data cannot teach" in failed.stderr
-    assert not (place.root / "dvc.lock").exists()
-    place.body("assert os.environ['DVC_ROOT'] == os.getcwd()\nwrite_all(stage)")
-    assert dvc("repro").returncode == 0
-    assert place.outs() == ALL
-    assert "Stage 'job' didn't change, skipping" in dvc("repro").stdout

@@ -9,7 +9,6 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from dvc.repo import Repo
-from ruamel.yaml import YAML
 
 from leverlab.config.base import read_params, read_yaml
 from leverlab.files import digest
-from leverlab.pipeline.params import check_params_file
-from leverlab.pipeline.plans import load_plan
+from tests.stages.clones import Cold, stages_run
 
 pytestmark = pytest.mark.slow
 
@@ -30,68 +27,6 @@ BASELINES = ["zero_shot", "random", "fixed", "image_sim", "text_sim", "mix", "ty
 METHODS = [*BASELINES, "sft", "rce", "sft_control", "grpo", "oracle"]
 COLUMNS = ["method", "shots", "accuracy", "ci_low", "ci_high", "n", "seed_std", "distinct_demos"]
 TRAINED = {"sft", "rce", "sft_control", "grpo"}
-
-
-@dataclass(frozen=True)
-class Cold:
-    """A clone after its first `dvc repro`; its files are those of the last one."""
-
-    clone: Any
-    ran: list[str]
-    lock: bytes
-
-    @property
-    def root(self) -> Path:
-        return self.clone.root
-
-
-def stages_run(output: str) -> list[str]:
-    return re.findall(r"^Running stage '([^']+)':", output, flags=re.MULTILINE)
-
-
-def prepare(clone: Any) -> None:
-    """Make of the copy what a first run on the profile `tiny` finds."""
-    for name in ("dvc.lock", "worlds/digits/dvc.yaml", "worlds/digits/dvc.lock"):
-        (clone.root / name).unlink(missing_ok=True)
-    for folder in ("reports", "provenance"):
-        for path in (clone.root / folder).rglob("*"):
-            if path.is_file():
-                path.unlink()
-    assert (clone.root / "worlds/digits/vlm/config.json").exists(), "build the VLM: dvc repro worlds/digits/dvc.yaml"
-    yaml, path = YAML(), clone.root / "params.yaml"
-    params = yaml.load(path)
-    for dotted, value in load_plan(clone.root, "tiny").overrides.items():
-        *folders, leaf = dotted.split(".")
-        section = params
-        for folder in folders:
-            section = section[folder]
-        section[leaf] = value
-    yaml.dump(params, path)
-    check_params_file(path)
-    clone.commit("tiny")
-
-
-@pytest.fixture(scope="session")
-def both(make_clone: Any) -> tuple[Cold, Cold]:
-    """Two cold runs in two places, one with two workers and one with one, side by side."""
-    clones = [make_clone(workers=2), make_clone(workers=1)]
-    for clone in clones:
-        prepare(clone)
-    processes = [clone.start("dvc", "repro") for clone in clones]
-    outputs = [process.communicate()[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        if process.returncode != 0:
-            pytest.fail(f"dvc repro ended with {process.returncode}:\n{output}")
-    first, second = (
-        Cold(clone, stages_run(output), (clone.root / "dvc.lock").read_bytes())
-        for clone, output in zip(clones, outputs, strict=True)
-    )
-    return first, second
-
-
-@pytest.fixture(scope="session")
-def cold(both: tuple[Cold, Cold]) -> Cold:
-    return both[0]
 
 
 @pytest.fixture(scope="session")

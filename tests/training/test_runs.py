@@ -100,9 +100,11 @@ def test_the_best_or_last_epoch_is_loaded(run: Path, toy: Any, which: str, epoch
     assert not selector.training
 
 
-def test_a_run_is_published_without_its_resume_state(run: Path, tmp_path: Path) -> None:
+def test_a_run_is_published_without_what_is_not_its_result(run: Path, tmp_path: Path) -> None:
+    """Neither the resume state nor the beginning of a file that a kill has cut off."""
+    (run / ".epoch-002.safetensors.123.partial").write_bytes(b"half")
     publish_run(run, tmp_path / "outs" / "0")
-    names = {file.name for file in run.iterdir()}
-    assert {file.name for file in (tmp_path / "outs" / "0").iterdir()} == names - {"resume.pt"}
-    for name in names - {"resume.pt"}:
+    names = {"metrics.csv", *(checkpoint_name(epoch) for epoch in ROWS["epoch"])}
+    assert {file.name for file in (tmp_path / "outs" / "0").iterdir()} == names
+    for name in names:
         assert (tmp_path / "outs" / "0" / name).read_bytes() == (run / name).read_bytes()

@@ -1,11 +1,13 @@
 """The score cache: equal bytes however much of it is there, and damage told in one sentence."""
 
+import random
 import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -279,6 +281,53 @@ def test_two_processes_write_at_once_and_every_entry_reads_back(tmp_path: Path) 
             assert cache.get(f"1-{index}".encode()) == str(index).encode()
             assert cache.get(f"2-{index}".encode()) == str(2 * index).encode()
             assert cache.get(f"both-{index}".encode()) == str(index).encode()
+
+
+STUBBORN_WRITER = """
+import sys
+from pathlib import Path
+from leverlab.vlm.cache import ScoreCache
+with ScoreCache(Path(sys.argv[1])) as cache:
+    print("open", flush=True)
+    for index in range(400):
+        for name in (sys.argv[2], "all"):
+            key = f"{name}-{index}".encode()
+            known = cache.get(key)
+            assert known in (None, key * 50)
+            if known is None:
+                cache.put(key, key * 50)
+"""
+
+
+def test_four_writers_that_are_killed_again_and_again(tmp_path: Path) -> None:
+    """Two experiments of two workers each share a cache; a writer is killed 30 times at a random moment and started
+    anew. Then every entry reads back whole."""
+    path, moments = tmp_path / "scores.sqlite", random.Random(0)
+
+    def start(name: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", STUBBORN_WRITER, str(path), name]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    writers = {name: start(name) for name in "abcd"}
+    for _ in range(30):
+        name = moments.choice("abcd")
+        writers[name].stdout.readline()
+        time.sleep(moments.uniform(0, 0.05))
+        writers[name].kill()
+        writers[name].communicate()
+        writers[name] = start(name)
+    for writer in writers.values():
+        _, err = writer.communicate(timeout=120)
+        assert (writer.returncode, err) == (0, "")
+    with ScoreCache(path) as cache:
+        for index in range(400):
+            for name in ("a", "b", "c", "d", "all"):
+                key = f"{name}-{index}".encode()
+                assert cache.get(key) == key * 50
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("SELECT count(*) FROM scores").fetchone() == (5 * 400,)
+    db.close()
 
 
 def test_opening_a_new_cache_waits_for_a_process_that_opens_it_too(tmp_path: Path) -> None:

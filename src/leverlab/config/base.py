@@ -6,15 +6,21 @@ the key, the value and what was expected. Files are read as YAML 1.2, because `d
 """
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from leverlab.errors import LeverlabError
+
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should not be true or false")
+    return value
 
 
 class Section(BaseModel):
@@ -25,30 +31,47 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("Input should not be true or false")
-        return value
+        return value if cls.model_fields[str(info.field_name)].annotation is bool else _no_boolean(value)
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+Number = Annotated[float, BeforeValidator(_no_boolean)]  # a number in a list or mapping
 
 
 def read_yaml(path: Path) -> Any:
     """Return the plain data of a YAML 1.2 file.
 
-    Raises `LeverlabError` when the file is missing, is not UTF-8 text or is not YAML.
+    Raises `LeverlabError` when the file is missing, is not UTF-8 text, is not YAML, or holds more than plain data: an
+    alias of a list or mapping (it may hold itself), a date, a set, bytes, a whole number of more than 64 bits.
     """
     try:
-        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run the command from the root of the repository") from None
     except UnicodeDecodeError as error:
         raise LeverlabError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from None
-    except (YAMLError, ValueError) as error:
-        problem = " ".join(str(error).split())
+    except Exception as error:  # the library raises TypeError, RecursionError and more beside its own errors
+        problem = " ".join(str(error).split()) or type(error).__name__
         raise LeverlabError(f"{path} is not valid YAML: {problem}") from None
+    _check_plain(data, path)
+    return data
+
+
+def _check_plain(data: Any, path: Path) -> None:
+    seen, pending = set(), [data]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict | list):
+            if id(value) in seen:
+                raise LeverlabError(f"{path} uses an alias (*) of a list or mapping; write it out")
+            seen.add(id(value))
+            pending += [*value, *value.values()] if isinstance(value, dict) else value
+        elif not isinstance(value, str | int | float | None):
+            raise LeverlabError(f"{path} holds a {type(value).__name__}; only lists, mappings, texts and numbers fit")
+        elif isinstance(value, int) and abs(value) >= 2**63:
+            raise LeverlabError(f"{path} holds a whole number of more than 64 bits, {reprlib.repr(value)}; lower it")
 
 
 def read_params(path: Path) -> dict[str, Any]:
@@ -70,7 +93,7 @@ def parse_section(model: type[SectionT], name: str, data: Mapping[str, Any], whe
             f"{where} has no section '{name}'; known sections there: {', '.join(sorted(map(str, data)))}"
         )
     if not isinstance(data[name], Mapping):
-        raise LeverlabError(f"{where}: section '{name}' must be a mapping of keys, not {data[name]!r}")
+        raise LeverlabError(f"{where}: section '{name}' must be a mapping of keys, not {reprlib.repr(data[name])}")
     try:
         return model.model_validate(dict(data[name]))
     except ValidationError as error:
@@ -89,7 +112,7 @@ def _explain(model: type[Section], section: str, problem: Mapping[str, Any], whe
     if problem["type"] == "missing":
         return f"{where}: key '{key}' is missing; add it (its meaning and range stand in the committed params.yaml)"
     expected = problem["msg"].removeprefix("Value error, ")
-    return f"{where}: '{key}' = {problem['input']!r} is not allowed: {expected[0].lower()}{expected[1:]}"
+    return f"{where}: '{key}' = {reprlib.repr(problem['input'])} is not allowed: {expected[0].lower()}{expected[1:]}"
 
 
 def _section_at(model: type[Section], path: list[str]) -> type[Section]:

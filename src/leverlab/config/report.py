@@ -23,7 +23,3 @@ class ReportParams(Section):
     """What the report checks."""
 
     gates: dict[str, GateParams]  # name -> rule, in the order of the report
-
-    def rules(self) -> dict[str, dict[str, str | float]]:
-        """Return the gates as `leverlab.evaluation.gates.evaluate_gates` takes them."""
-        return {name: gate.model_dump(exclude_none=True) for name, gate in self.gates.items()}

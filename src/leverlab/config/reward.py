@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from leverlab.config.base import Section
+from leverlab.config.base import Number, Section
 from leverlab.rl.rewards import REWARD_MODES, WEIGHTED_MODES, RewardMode
 
 
@@ -12,13 +12,13 @@ class RewardParams(Section):
     """One expression over named terms for every prefix, averaged over shot counts."""
 
     mode: RewardMode
-    weights: dict[str, float] | None  # term → weight, for the modes that read weights
-    shot_weights: tuple[float, ...] = Field(min_length=1)  # one for each shot count, from 1 on
+    weights: dict[str, Number] | None  # term → weight, for the modes that read weights
+    shot_weights: tuple[Number, ...] = Field(min_length=1)  # one for each shot count, from 1 on
 
     @model_validator(mode="before")
     @classmethod
     def _weights_fit_mode(cls, data: Any) -> Any:
-        fixed = set(REWARD_MODES) - set(WEIGHTED_MODES)
+        fixed = [mode for mode in REWARD_MODES if mode not in WEIGHTED_MODES]  # a list: a bad mode may be unhashable
         if isinstance(data, dict) and data.get("mode") in fixed and data.get("weights") is not None:
             raise ValueError(
                 f"Reward mode '{data.get('mode')}' has fixed weights and would not read these; set weights to null"

@@ -1,7 +1,5 @@
 """Params that the training stages share: how weights move."""
 
-from typing import Any
-
 from pydantic import Field
 
 from leverlab.config.base import Section
@@ -16,7 +14,3 @@ class OptimiserParams(Section):
     weight_decay: float = Field(ge=0, le=10)
     warmup: float = Field(ge=0, lt=1)  # share of the updates
     grad_clip: float = Field(gt=0)
-
-    def optimisation(self) -> dict[str, Any]:
-        """Return what the training loop needs to know of them."""
-        return self.model_dump(include={"epochs", "lr", "weight_decay", "warmup", "grad_clip"})

@@ -7,11 +7,21 @@ from pydantic import Field
 from leverlab.config.base import Section
 
 
-class VlmParams(Section):
-    """The frozen VLM that answers, and how prompts are batched."""
+class VlmSource(Section):
+    """Where the frozen VLM is: all that a stage needs that exports it."""
 
     source: str = Field(min_length=1)  # hub id or folder in the hub's format
+
+
+class VlmModel(VlmSource):
+    """The frozen VLM as it is loaded: what a stage needs that computes features."""
+
     dtype: Literal["float32", "bfloat16"]
+
+
+class VlmParams(VlmModel):
+    """The frozen VLM that answers, and how prompts are batched: the whole section."""
+
     batch_tokens: int = Field(ge=64, le=4_194_304)  # tokens of one forward, padding included
     max_new_tokens: int = Field(ge=1, le=256)  # of a greedy answer
 

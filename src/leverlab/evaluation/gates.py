@@ -2,10 +2,12 @@
 
 import difflib
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from leverlab.config.report import GateParams
 from leverlab.errors import LeverlabError
 
 Direction = Literal["at_least", "at_most"]
@@ -30,20 +32,20 @@ def within(value: float, limit: float, direction: Direction) -> bool:
     return value >= limit if direction == "at_least" else value <= limit
 
 
-def evaluate_gates(rules: Mapping[str, Mapping[str, Any]], metrics: Mapping[str, Any]) -> list[Gate]:
+def evaluate_gates(rules: Mapping[str, GateParams], metrics: Mapping[str, Any]) -> list[Gate]:
     """Return one `Gate` per rule, in the order of `rules`.
 
-    rules: name -> {metric: dotted key into `metrics`, and one of at_least / at_most: finite number}.
+    rules: name -> rule, whose `metric` is a dotted key into `metrics`.
     metrics: nested mapping with numbers as leaves (metrics.json).
-    Raises `LeverlabError` for a rule of another form, for a metric that is not there (with the closest keys) and for
-    one that is not a number. A value of NaN does not pass.
+    Raises `LeverlabError` for a metric that is not there (with the closest keys) and for one that is not a number. A
+    value of NaN does not pass.
     """
     known = _flatten(metrics)
     return [_evaluate(name, rule, known) for name, rule in rules.items()]
 
 
-def _evaluate(name: str, rule: Mapping[str, Any], known: Mapping[str, Any]) -> Gate:
-    metric, direction, threshold = _parse(name, rule)
+def _evaluate(name: str, rule: GateParams, known: Mapping[str, Any]) -> Gate:
+    metric = rule.metric
     if metric not in known:
         close = difflib.get_close_matches(metric, known, n=3)
         known_keys = ", ".join(sorted(known)) or "none"
@@ -52,20 +54,20 @@ def _evaluate(name: str, rule: Mapping[str, Any], known: Mapping[str, Any]) -> G
     value = known[metric]
     if not _is_number(value):
         raise LeverlabError(f"gate '{name}': metric '{metric}' is {value!r}, not a number")
+    direction, threshold = _bound(rule)
     return Gate(name, metric, threshold, direction, float(value), within(float(value), threshold, direction))
 
 
-def _parse(name: str, rule: Mapping[str, Any]) -> tuple[str, Direction, float]:
-    bounds: list[Direction] = [bound for bound in ("at_least", "at_most") if bound in rule]
-    if len(bounds) != 1 or set(rule) != {"metric", bounds[0]} or not isinstance(rule["metric"], str):
-        raise LeverlabError(f"gate '{name}' must have the key metric and one of at_least and at_most, got {dict(rule)}")
-    threshold = rule[bounds[0]]
-    if not _is_number(threshold) or not math.isfinite(threshold):
-        raise LeverlabError(f"gate '{name}': {bounds[0]} must be a finite number, got {threshold!r}")
-    return rule["metric"], bounds[0], float(threshold)
+def _bound(rule: GateParams) -> tuple[Direction, float]:
+    if rule.at_least is not None:
+        return "at_least", rule.at_least
+    assert rule.at_most is not None  # the rule has exactly one bound
+    return "at_most", rule.at_most
 
 
 def _is_number(value: object) -> bool:
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        return False
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

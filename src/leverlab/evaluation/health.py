@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from leverlab.config.rl_data import HealthLimits
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.gates import Direction, within
 
@@ -193,16 +194,7 @@ def health_report(
     groups: pd.DataFrame,
     candidates: pd.DataFrame,
     pools: Mapping[str, Sequence[str]],
-    *,
-    max_flat_groups: float,
-    max_winner_groups: float,
-    min_positives: float,
-    min_oracle_accuracy: float,
-    max_random_accuracy: float,
-    min_headroom: float,
-    min_answer_prob_median: float,
-    max_answer_prob_tiny: float,
-    min_distinct_candidates: float,
+    limits: HealthLimits,
     rewards: ArrayLike | None = None,
 ) -> list[Finding]:
     """Return all findings on the data that GRPO will learn from.
@@ -211,7 +203,7 @@ def health_report(
     candidates: the rows of data/prepared/candidates.parquet of the queries in question.
     pools: file -> demo ids; the first is the one that ids are looked up in.
     rewards: one per row of `groups`; without it the mean of `vqa_accuracy` over the prefixes.
-    All limits are shares or accuracies in [0, 1]. Raises `LeverlabError` for a table without rows or columns it needs.
+    Raises `LeverlabError` for a table without rows or columns it needs.
     """
     _check_table("groups", groups, ("query_id", "source", "demos", "correct", "vqa_accuracy", "answer_prob"))
     _check_table("candidates", candidates, ("query_id", "candidates"))
@@ -223,12 +215,12 @@ def health_report(
     return [
         pool_identity(pools),
         *outside_pool(groups, candidates, pool_ids),
-        distinct_candidates(candidates, pool_ids, min_distinct_candidates),
-        flat_groups(groups["query_id"].tolist(), rewards, max_flat_groups),
-        winner_groups(groups, max_winner_groups),
-        *positives(groups, min_positives),
-        *headroom(groups, min_oracle_accuracy, max_random_accuracy, min_headroom),
-        *answer_probabilities(groups, min_answer_prob_median, max_answer_prob_tiny),
+        distinct_candidates(candidates, pool_ids, limits.min_distinct_candidates),
+        flat_groups(groups["query_id"].tolist(), rewards, limits.max_flat_groups),
+        winner_groups(groups, limits.max_winner_groups),
+        *positives(groups, limits.min_positives),
+        *headroom(groups, limits.min_oracle_accuracy, limits.max_random_accuracy, limits.min_headroom),
+        *answer_probabilities(groups, limits.min_answer_prob_median, limits.max_answer_prob_tiny),
     ]
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
 
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
@@ -143,7 +142,7 @@ def _pipelines(root: Path) -> list[Path]:
 def _stages(dvc_yaml: Path) -> dict[str, CommentedMap]:
     try:
         document = YAML().load(dvc_yaml.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except Exception as error:  # the library raises TypeError, RecursionError and more beside its own errors
         raise LeverlabError(f"{dvc_yaml} cannot be read as YAML: {' '.join(str(error).split())}") from None
     stages = document.get("stages", {}) if isinstance(document, CommentedMap) else None
     if not isinstance(stages, dict):
@@ -153,6 +152,13 @@ def _stages(dvc_yaml: Path) -> dict[str, CommentedMap]:
         body = stage.get("do", stage) if isinstance(stage, CommentedMap) else None
         if not isinstance(body, CommentedMap) or "cmd" not in body:
             raise LeverlabError(f"{dvc_yaml}: stage '{name}' must be a mapping with a 'cmd'")
+        cmd, deps = body["cmd"], body.get("deps") or []
+        if not all(
+            isinstance(line, str) for line in [body.get("wdir", "."), *(cmd if isinstance(cmd, list) else [cmd])]
+        ):
+            raise LeverlabError(f"{dvc_yaml}: stage '{name}': 'cmd' must be a text or a list of texts, 'wdir' a text")
+        if not isinstance(deps, list) or not all(isinstance(dep, str) and dep for dep in deps):
+            raise LeverlabError(f"{dvc_yaml}: stage '{name}': 'deps' must be a list of paths")
         bodies[str(name)] = body
     return bodies
 

@@ -38,9 +38,17 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
+RUN_CACHE_IGNORES = {"size", "nfiles"}  # dvc.stage.cache drops them at any depth, params included
+
+
 def check_params(data: Mapping[str, Any], where: str) -> None:
     """Raise `LeverlabError` with one line per problem unless `data` is a valid params file of the main pipeline."""
     problems = [f"{where}: unknown section '{name}'" for name in data if name not in {*SECTIONS, "seeds"}]
+    problems += [
+        f"{where}: no key may be named '{key}': DVC's run cache leaves it out of account (3.67.1), so that a change of "
+        "it would bring back old outs; rename it"
+        for key in sorted(_keys(data) & RUN_CACHE_IGNORES)
+    ]
     parsed: dict[str, Section] = {}
     for name, model in SECTIONS.items():
         try:
@@ -56,6 +64,13 @@ def check_params(data: Mapping[str, Any], where: str) -> None:
         problems += _cross_checks(parsed, where)
     if problems:
         raise LeverlabError("\n".join(problems))
+
+
+def _keys(data: Any) -> set[str]:
+    """Return the names of all keys of nested mappings and lists."""
+    if isinstance(data, Mapping):
+        return {str(key) for key in data}.union(*map(_keys, data.values()))
+    return set().union(*map(_keys, data)) if isinstance(data, list) else set()
 
 
 def check_params_file(path: Path) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
-from leverlab.config.base import Section, read_yaml
+from leverlab.config.base import Section, parse_section, read_yaml
+from leverlab.config.report import GateParams
 from leverlab.errors import LeverlabError
 from leverlab.pipeline.params import check_params
 
@@ -23,6 +24,13 @@ class Plan(Section):
     hypothesis: str = Field(min_length=1)
     overrides: dict[str, Any] = Field(min_length=1)
     accept: dict[str, Any] | None = None
+
+    @field_validator("accept")
+    @classmethod
+    def _accept_is_a_rule(cls, accept: dict[str, Any] | None) -> dict[str, Any] | None:
+        if accept is not None:
+            parse_section(GateParams, "accept", {"accept": accept}, "the plan")
+        return accept
 
 
 def plan_names(root: Path) -> list[str]:

@@ -17,12 +17,18 @@ def with_table(readme: str, table: str) -> str:
 
 def is_current(root: Path) -> bool:
     """Return whether README.md holds the table that the report stage wrote last."""
-    readme = (root / "README.md").read_text(encoding="utf-8")
-    return readme == with_table(readme, (root / "reports/tables/accuracy.md").read_text(encoding="utf-8"))
+    readme = _read(root / "README.md")
+    return readme == with_table(readme, _read(root / "reports/tables/accuracy.md"))
 
 
 def write(root: Path) -> None:
     """Put the report's accuracy table into README.md."""
     path = root / "README.md"
-    table = (root / "reports/tables/accuracy.md").read_text(encoding="utf-8")
-    path.write_text(with_table(path.read_text(encoding="utf-8"), table), encoding="utf-8")
+    path.write_text(with_table(_read(path), _read(root / "reports/tables/accuracy.md")), encoding="utf-8")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LeverlabError(f"{path} cannot be read ({error}); restore it with git, or run dvc repro report") from None

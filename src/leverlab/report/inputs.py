@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.health import Finding
@@ -14,20 +16,40 @@ from leverlab.evaluation.summary import METHODS
 SHOTS_COLUMNS = ("method", "shots", "accuracy", "ci_low", "ci_high", "n", "seed_std", "distinct_demos")
 CURVE_COLUMNS = ("epoch", "val_accuracy")
 CHECKPOINT_COLUMNS = ("method", "seed", "epoch", "val_accuracy", "val_loss", "kl")
+MAY_LACK = ("seed_std", "kl", "val_loss")  # one seed has no spread, the first stage no reference
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Return the rows of a CSV file. Raises `LeverlabError` when it is missing, damaged or lacks one of `columns`."""
+    """Return the rows of a CSV file, at least one.
+
+    Raises `LeverlabError` when it is missing, damaged or lacks one of `columns`, when a `method` is empty, and when
+    another of these columns holds a text, an infinite number, or a gap where `MAY_LACK` does not allow one.
+    """
     try:
         table = pd.read_csv(path)
+        if not isinstance(table.index, pd.RangeIndex):  # what pandas makes of rows with one field more than the header
+            raise ValueError("its rows have more fields than its header")
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, OverflowError) as error:
         raise LeverlabError(f"{path} is damaged or no CSV ({error}); delete it and run dvc repro again") from None
     lacking = [column for column in columns if column not in table.columns]
     if lacking:
         raise LeverlabError(f"{path} lacks the columns {lacking}; it holds {table.columns.tolist()}")
+    wrong = [name for name in columns if not _is_sound(table[name])]
+    if wrong or table.empty:
+        raise LeverlabError(
+            f"{path} has {len(table)} rows and damaged columns {wrong}; delete it and run dvc repro again"
+        )
     return table
+
+
+def _is_sound(column: "pd.Series[Any]") -> bool:
+    if column.name == "method":
+        return all(isinstance(value, str) for value in column)
+    if column.dtype.kind not in "if" or np.isinf(column).any():
+        return False
+    return column.name in MAY_LACK or bool(column.notna().all())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -36,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LeverlabError(f"{path} is damaged or no JSON ({error}); delete it and run dvc repro again") from None
     if not isinstance(data, dict):
         raise LeverlabError(f"{path} must hold a JSON object, not {type(data).__name__}")
@@ -46,9 +68,10 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_findings(path: Path) -> list[Finding]:
     """Return the findings of reports/health.json. Raises `LeverlabError` when one has other keys than a `Finding`."""
     try:
-        return [Finding(**item) for item in read_json(path)["findings"]]
-    except (KeyError, TypeError) as error:
-        raise LeverlabError(f"{path} must hold 'findings' with the keys of a health finding: {error}") from None
+        return TypeAdapter(list[Finding]).validate_python(read_json(path).get("findings"))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:3])
+        raise LeverlabError(f"{path} must hold 'findings' with the keys of a health finding: {problems}") from None
 
 
 def read_export(path: Path) -> list[dict[str, Any]]:
@@ -70,7 +93,13 @@ def read_checkpoints(table: Path, best: Path) -> pd.DataFrame:
         raise LeverlabError(f"{table} holds the unknown methods {unknown_methods}; known are {', '.join(METHODS)}")
     order = checkpoints["method"].map(METHODS.index)
     checkpoints = checkpoints.assign(order=order).sort_values(["order", "seed", "epoch"]).drop(columns="order")
-    chosen = {(str(item["method"]), int(item["seed"]), int(item["epoch"])) for item in _choices(read_json(best))}
+    if not all(checkpoints[name].dtype.kind == "i" for name in ("seed", "epoch")):
+        raise LeverlabError(f"{table} must hold whole numbers as seed and epoch; run dvc repro select-best")
+    chosen = set()
+    for item in _choices(read_json(best)):
+        if not isinstance(item["method"], str) or type(item["seed"]) is not int or type(item["epoch"]) is not int:
+            raise LeverlabError(f"{best} must name a method and the whole numbers seed and epoch, not {dict(item)}")
+        chosen.add((item["method"], item["seed"], item["epoch"]))
     if not chosen:
         raise LeverlabError(f"{best} names no checkpoint: no object in it has the keys method, seed and epoch")
     keys = list(zip(checkpoints["method"], checkpoints["seed"], checkpoints["epoch"], strict=True))

@@ -171,6 +171,6 @@ def write_candidates(path: Path, sets: Iterable[CandidateSet]) -> None:
 
 def read_candidates(path: Path, pool_ids: Iterable[str]) -> Candidates:
     """Return the candidates at `path`, all of them checked to be in the pool. Raises `LeverlabError` otherwise."""
-    rows = read_table(path, _SCHEMA.names).to_pylist()
+    rows = read_table(path, _SCHEMA).to_pylist()
     sets = (CandidateSet(row["split"], row["query_id"], row["set"], tuple(row["candidates"] or ())) for row in rows)
     return Candidates(sets, pool_ids, str(path))

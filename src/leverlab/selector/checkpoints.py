@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from leverlab.errors import LeverlabError
 from leverlab.files import write_bytes
@@ -38,9 +40,26 @@ def load_selector(path: Path) -> Selector:
         shape = json.loads(header.get("leverlab", "{}"))
         if shape.get("format") != FORMAT:
             raise LeverlabError(f"{path} is not a selector checkpoint of format {FORMAT}, but {shape.get('format')!r}")
-        selector = Selector(tuple(shape["widths"]), int(shape["width"]), float(shape["dropout"]))
+        stored = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        sizes = tuple(shape["widths"]), shape["width"], shape["dropout"]
+        if not all(type(size) is int and size > 0 for size in (*sizes[0], sizes[1])):
+            raise ValueError(f"widths {sizes[0]} and width {sizes[1]!r} must be whole numbers from 1 on")
+        if type(sizes[2]) is not float or not 0 <= sizes[2] < 1:
+            raise ValueError(f"dropout {sizes[2]!r} must be a number in 0..1")
+        with torch.device("meta"):  # a damaged header may ask for more memory than there is
+            blank = Selector(*sizes).state_dict()
+        expected = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in blank.items()}
+        if wrong := sorted({name for name, _ in stored.items() ^ expected.items()}):
+            raise ValueError(f"missing, unexpected or of another shape or type: {wrong[:4]}")
+        if unfit := [name for name, tensor in tensors.items() if not _is_sound(name, tensor)]:
+            raise ValueError(f"{unfit[:4]} hold values that are not finite, or a scale that is not positive")
+        selector = Selector(*sizes)
         selector.load_state_dict(tensors, strict=True)
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         problem = " ".join(str(error).split())[:300]
         raise LeverlabError(f"the tensors of {path} do not fit its architecture: {problem}") from None
     return selector.eval()
+
+
+def _is_sound(name: str, tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all()) and (not name.endswith("_scale") or bool((tensor > 0).all()))

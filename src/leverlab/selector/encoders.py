@@ -1,6 +1,8 @@
 """Encoders: from examples to the vectors that samplers, baselines and the selector compare."""
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from leverlab.errors import LeverlabError
+from leverlab.files import write_bytes
 from leverlab.records import Example
 from leverlab.selector.features import FeatureTable, Vectors
 from leverlab.vlm.model import Vlm
@@ -16,12 +19,14 @@ from leverlab.vlm.vision import encode_images
 
 IMAGES_PER_BATCH = 256
 PIXELS_PER_BATCH = 256 * 128 * 128  # large images come in smaller batches, or their patches fill the memory
-Progress = Callable[[int, int], None]  # images done, images in all
+Track = Callable[[list[list[bytes]]], Iterable[list[bytes]]]  # yields the batches of images it gets, shows progress
 
 
 @torch.no_grad()
-def compute_features_vlm(vlm: Vlm, examples: Sequence[Example], progress: Progress | None = None) -> FeatureTable:
-    """Return features from the VLM's own parts, float32.
+def compute_features_vlm(
+    vlm: Vlm, examples: Sequence[Example], folder: Path | None = None, track: Track = iter
+) -> FeatureTable:
+    """Return features from the VLM's own parts, float32. With `folder`, batches are kept there and not computed twice.
 
     Image: the mean of the image's merged tokens out of the vision tower. Question, answer: the mean input embedding of
     the tokens of the question, and of a blank and the reference answer (as the prompt spells it). Equal images and
@@ -39,7 +44,7 @@ def compute_features_vlm(vlm: Vlm, examples: Sequence[Example], progress: Progre
 
     return FeatureTable(
         tuple(example.id for example in examples),
-        _encode_images(examples, encode, progress),
+        _encode_images(examples, encode, folder, track),
         _encode_texts([example.question for example in examples], lambda texts: [embed(text) for text in texts]),
         _encode_texts([f" {example.answer}" for example in examples], lambda texts: [embed(text) for text in texts]),
     )
@@ -47,10 +52,15 @@ def compute_features_vlm(vlm: Vlm, examples: Sequence[Example], progress: Progre
 
 @torch.no_grad()
 def compute_features_clip(
-    source: str, examples: Sequence[Example], progress: Progress | None = None, device: str = "cpu"
+    source: str,
+    examples: Sequence[Example],
+    folder: Path | None = None,
+    track: Track = iter,
+    device: str = "cpu",
 ) -> FeatureTable:
     """Return features of the CLIP-class model in `source` (a hub id or a folder), float32, in its shared space.
 
+    With `folder`, batches of images are kept there and not computed twice.
     Raises `LeverlabError` when the checkpoint cannot be loaded, lacks a tensor, or has no image and text features.
     """
     try:
@@ -84,28 +94,56 @@ def compute_features_clip(
 
     return FeatureTable(
         tuple(example.id for example in examples),
-        _encode_images(examples, encode, progress),
+        _encode_images(examples, encode, folder, track),
         _encode_texts([example.question for example in examples], embed),
         _encode_texts([example.answer for example in examples], embed),
     )
 
 
 def _encode_images(
-    examples: Sequence[Example], encode: Callable[[list[Any]], Tensor], progress: Progress | None
+    examples: Sequence[Example], encode: Callable[[list[Any]], Tensor], folder: Path | None, track: Track
 ) -> Vectors:
-    """Return (N, D): distinct images in batches of one size, each encoded once."""
+    """Return (N, D): distinct images in batches of one size, each encoded once, and kept in `folder` where there is
+    one."""
     distinct = {example.image: example for example in examples}
     by_size: dict[tuple[int, int], list[bytes]] = {}
     for content, example in distinct.items():
         by_size.setdefault(example.open_image().size, []).append(content)
+    batches = [
+        batch
+        for (width, height), contents in by_size.items()
+        for batch in _chunks(contents, max(1, min(IMAGES_PER_BATCH, PIXELS_PER_BATCH // (width * height))))
+    ]
     vectors: dict[bytes, Vectors] = {}
-    for (width, height), contents in by_size.items():
-        for batch in _chunks(contents, max(1, min(IMAGES_PER_BATCH, PIXELS_PER_BATCH // (width * height)))):
+    for number, batch in enumerate(track(batches)):
+        kept = folder / f"images-{number}.npy" if folder else None
+        if kept and kept.exists():
+            encoded = _load(kept, len(batch))
+        else:
             encoded = _numpy(encode([distinct[content].open_image() for content in batch]))
-            vectors.update(zip(batch, encoded, strict=True))
-            if progress:
-                progress(len(vectors), len(distinct))
+            if kept:
+                _save(kept, encoded)
+        vectors.update(zip(batch, encoded, strict=True))
     return np.stack([vectors[example.image] for example in examples])
+
+
+def _save(path: Path, vectors: Vectors) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    write_bytes(path, buffer.getvalue())
+
+
+def _load(path: Path, rows: int) -> Vectors:
+    try:
+        vectors: Vectors = np.load(path)
+    except (ValueError, EOFError, OSError) as error:
+        raise LeverlabError(f"the resume state {path} is damaged ({error}); delete its folder and run again") from None
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
+        raise LeverlabError(
+            f"the resume state {path} holds {vectors.dtype} of {vectors.shape}, not float32 of {rows} rows; delete its "
+            "folder and run again"
+        )
+    return vectors
 
 
 def _encode_texts(texts: Sequence[str], embed: Callable[[list[str]], Iterable[Vectors]]) -> Vectors:

@@ -16,6 +16,7 @@ from leverlab.records import read_table
 
 Vectors = NDArray[np.float32]
 _PARTS = ("image", "question", "answer")
+_SCHEMA = pa.schema([("id", pa.string()), *((name, pa.list_(pa.float32())) for name in _PARTS)])
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,24 @@ def write_features(path: Path, table: FeatureTable) -> None:
         vectors: Vectors = getattr(table, f"{name}_ND")
         offsets = np.arange(len(table.ids) + 1, dtype=np.int32) * vectors.shape[1]
         columns[name] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(vectors.ravel()))
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table(columns), path, write_page_checksum=True)
 
 
 def read_features(path: Path) -> FeatureTable:
     """Return the table at `path`. Raises `LeverlabError` when the file is missing, damaged, ragged or not finite."""
-    table = read_table(path, ("id", *_PARTS))
+    table = read_table(path, _SCHEMA)
     ids = tuple(table["id"].to_pylist())
     vectors = []
     for name in _PARTS:
         column = table[name].combine_chunks()
         widths = pc.unique(pc.list_value_length(column)).to_pylist()
-        if len(widths) != 1 or widths[0] is None or column.flatten().null_count:
+        if len(widths) != 1 or not widths[0] or column.flatten().null_count:
             raise LeverlabError(
-                f"{path}: column '{name}' must hold lists of one length without gaps, not of {widths}; run dvc repro "
-                "prepare"
+                f"{path}: column '{name}' must hold lists of one length from 1 on without gaps, not of {widths}; run "
+                "dvc repro prepare"
             )
-        vectors.append(column.flatten().to_numpy().astype(np.float32).reshape(len(ids), widths[0]))
-    return FeatureTable(ids, *vectors)
+        vectors.append(column.flatten().to_numpy().reshape(len(ids), widths[0]).copy())
+    try:
+        return FeatureTable(ids, *vectors)
+    except LeverlabError as error:
+        raise LeverlabError(f"{path}: {error}") from None

@@ -48,6 +48,10 @@ def save_inference(folder: Path, tensors: dict[str, NDArray[np.float32]], config
     write_text(folder / "config.json", json.dumps({"format": FORMAT, **config}, indent=2, sort_keys=True) + "\n")
 
 
+def _is_sound(tensor: NDArray[Any]) -> bool:
+    return tensor.dtype == np.float32 and bool(np.isfinite(tensor).all())
+
+
 class InferenceSelector:
     """Picks demos with the tensors of the inference format."""
 
@@ -70,8 +74,10 @@ class InferenceSelector:
                 raise LeverlabError(
                     f"{folder} holds the format {config['format']!r}, not {FORMAT}; run dvc repro convert"
                 )
+            if not all(type(size) is int for size in [*config["widths"], config["width"]]):
+                raise ValueError("widths and width must be whole numbers")
             shapes = expected_shapes(config["widths"], config["width"])
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LeverlabError(f"the selector in {folder} cannot be read ({error!r}); run dvc repro convert") from None
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if found != shapes:
@@ -79,6 +85,8 @@ class InferenceSelector:
             raise LeverlabError(
                 f"{path} has missing, unexpected or misshapen tensors: {wrong[:4]}; run dvc repro convert"
             )
+        if bad := sorted(name for name, tensor in tensors.items() if not _is_sound(tensor)):
+            raise LeverlabError(f"{path}: {bad[:4]} hold values that are not finite float32; run dvc repro convert")
         return cls(tensors, config)
 
     def pick(self, query: Sequence[NDArray[Any]], demos: Sequence[NDArray[Any]], shots: int) -> NDArray[np.int64]:

@@ -24,6 +24,7 @@ from leverlab.training.digits_episodes import (
     matching_episode,
     training_episode,
 )
+from leverlab.training.resume import read_state, state_error
 from leverlab.vlm.vision import encode_images
 
 IGNORED = -100
@@ -218,11 +219,15 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     first = 0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        model.load_state_dict(state["model"])
-        heads.load_state_dict(state["heads"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = int(state["step"])
+        state = read_state(state_file, ("model", "heads", "optimizer", "step"))
+        try:
+            model.load_state_dict(state["model"])
+            heads.load_state_dict(state["heads"])
+            optimizer.load_state_dict(state["optimizer"])
+            if type(first := state["step"]) is not int:
+                raise ValueError(f"its step is {first!r}")
+        except Exception as error:  # a state of another form: torch raises errors of many kinds
+            raise state_error(state_file, error) from None
     sampler = SceneSampler(scans)
     model.train()
     for step in range(first, steps):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from leverlab.errors import LeverlabError
 from leverlab.records import read_table, write_table
 
 TERMS = ("beam_score", "correct", "vqa_accuracy", "answer_prob")
+_ROUNDING = 1e-5  # probabilities are exponents of float32 sums
 _FLOATS = pa.list_(pa.float32())
 BEAM_SCHEMA = pa.schema(
     [("query_id", pa.string()), ("rank", pa.int64()), ("demos", pa.list_(pa.string())), ("beam_score", _FLOATS)]
@@ -49,12 +51,18 @@ def write_beams(path: Path, beams: Mapping[str, Sequence[tuple[tuple[str, ...], 
 def read_beams(path: Path, shots: int) -> dict[str, list[tuple[str, ...]]]:
     """Return query id → demo lists, best first. Raises `LeverlabError` for lists that do not have `shots` demos."""
     beams: dict[str, list[tuple[str, ...]]] = {}
-    for index, row in enumerate(read_table(path, BEAM_SCHEMA.names).to_pylist()):
+    for index, row in enumerate(read_table(path, BEAM_SCHEMA).to_pylist()):
         ranked = beams.setdefault(row["query_id"], [])
-        if len(row["demos"] or ()) != shots or row["rank"] != len(ranked):
-            raise LeverlabError(f"{path} row {index}: expected rank {len(ranked)} with {shots} demos, found {row}")
+        if not _is_list(row["demos"], shots) or row["rank"] != len(ranked):
+            raise LeverlabError(
+                f"{path} row {index}: expected rank {len(ranked)} with {shots} demos, all different, found {row}"
+            )
         ranked.append(tuple(row["demos"]))
     return beams
+
+
+def _is_list(demos: Sequence[str | None] | None, shots: int) -> bool:
+    return demos is not None and len(demos) == len(set(demos)) == shots and None not in demos
 
 
 def write_groups(path: Path, groups: Sequence[Group]) -> None:
@@ -71,25 +79,30 @@ def write_groups(path: Path, groups: Sequence[Group]) -> None:
 def read_groups(path: Path, shots: int) -> list[Group]:
     """Return the groups, in the order of their first row.
 
-    Raises `LeverlabError` for a list or a term that does not have `shots` values, a value that is not finite, and
-    groups of unequal size.
+    Raises `LeverlabError` for a list or a term that does not have `shots` values, a value out of range, a demo that
+    comes twice in a list, and groups of unequal size.
     """
-    rows: dict[str, list[dict[str, object]]] = {}
-    for index, row in enumerate(read_table(path, GROUP_SCHEMA.names).to_pylist()):
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for index, row in enumerate(read_table(path, GROUP_SCHEMA).to_pylist()):
         for name in ("demos", *TERMS):
             values = row[name]
             if values is None or len(values) != shots:
                 raise LeverlabError(f"{path} row {index}: '{name}' must hold {shots} values, not {values!r}")
             if name != "demos" and not np.isfinite(np.asarray(values, np.float64)).all():
                 raise LeverlabError(f"{path} row {index}: '{name}' holds a value that is not a number: {values!r}")
+            low = -1 if name == "beam_score" else 0
+            if name != "demos" and not all(low - _ROUNDING <= value <= 1 + _ROUNDING for value in values):
+                raise LeverlabError(f"{path} row {index}: '{name}' must hold values in {low}..1, not {values!r}")
+        if not _is_list(row["demos"], shots):
+            raise LeverlabError(f"{path} row {index}: 'demos' must hold {shots} different demos, not {row['demos']}")
         rows.setdefault(row["query_id"], []).append(row)
     if len({len(group) for group in rows.values()}) > 1:
         raise LeverlabError(f"{path} holds groups of different sizes; run dvc repro rl-data")
     return [
         Group(
             query_id,
-            tuple(tuple(row["demos"]) for row in group),  # type: ignore[arg-type]
-            tuple(str(row["source"]) for row in group),
+            tuple(tuple(row["demos"]) for row in group),
+            tuple(row["source"] for row in group),
             {term: np.asarray([row[term] for row in group], np.float64) for term in TERMS},
         )
         for query_id, group in rows.items()

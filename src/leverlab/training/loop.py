@@ -6,21 +6,21 @@ epoch depends on (seed, epoch) alone. So a run that was killed ends with the sam
 
 import io
 import math
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from leverlab.config.training import OptimiserParams
 from leverlab.errors import LeverlabError
 from leverlab.files import write_bytes, write_text
 from leverlab.rl.schedules import warmup_cosine
 from leverlab.selector.checkpoints import save_selector
 from leverlab.selector.network import Selector
+from leverlab.training.resume import read_state, state_error
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 Row = dict[str, float]
@@ -37,6 +37,19 @@ class Optimisation:
     warmup: float
     grad_clip: float
     seed: int
+
+    @classmethod
+    def of(cls, params: OptimiserParams, updates_per_epoch: int, seed: int) -> "Optimisation":
+        """Return the settings of a params section."""
+        return cls(
+            epochs=params.epochs,
+            updates_per_epoch=updates_per_epoch,
+            lr=params.lr,
+            weight_decay=params.weight_decay,
+            warmup=params.warmup,
+            grad_clip=params.grad_clip,
+            seed=seed,
+        )
 
 
 def describe(row: Row, epochs: int) -> str:
@@ -68,10 +81,15 @@ def train(
     resume = folder / "resume.pt"
     rows: list[Row] = []
     if resume.exists():
-        state = _read_state(resume)
-        selector.load_state_dict(state["selector"])
-        optimizer.load_state_dict(state["optimizer"])
-        rows = state["rows"]
+        state = read_state(resume, ("selector", "optimizer", "rows"))
+        try:
+            selector.load_state_dict(state["selector"])
+            optimizer.load_state_dict(state["optimizer"])
+            rows = state["rows"]
+            if not rows or [row["epoch"] for row in rows] != list(range(len(rows))):
+                raise ValueError("its rows are not those of epochs 0, 1, …")
+        except Exception as error:  # a state of another form: torch raises errors of many kinds
+            raise state_error(resume, error) from None
     else:
         rows.append({"epoch": 0, "step": 0, **validate(selector)})
         save_selector(folder / checkpoint_name(0), selector)
@@ -95,16 +113,6 @@ def train(
         on_epoch(rows[-1])
     selector.eval()
     write_text(folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        return {name: state[name] for name in ("selector", "optimizer", "rows")}
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, TypeError) as error:
-        raise LeverlabError(
-            f"the resume state {path} is damaged ({error!r}); delete its folder and run again"
-        ) from None
 
 
 def _run_epoch(

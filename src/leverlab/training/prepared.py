@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from leverlab.config.vlm import VlmParams
 from leverlab.records import Example, read_examples
 from leverlab.selector.batches import QueryData
 from leverlab.selector.candidates import read_candidates
@@ -27,18 +28,9 @@ class Prepared:
         everything = [*self.pool, *(example for examples in self.splits.values() for example in examples)]
         return {example.id: example.question_type for example in everything}
 
-    def scorer(
-        self,
-        questions: Sequence[Example],
-        cache: Path,
-        *,
-        source: str,
-        dtype: str,
-        batch_tokens: int,
-        max_new_tokens: int,
-    ) -> Scorer:
+    def scorer(self, questions: Sequence[Example], cache: Path, vlm: VlmParams) -> Scorer:
         """Return a scorer of `questions` before demos of the pool, with its cache at `cache`."""
-        table = TurnTable(load_vlm(source, dtype))
+        table = TurnTable(load_vlm(vlm.source, vlm.dtype))
         table.add_demos(self.pool)
         table.add_questions(questions)
-        return Scorer(table, batch_tokens, max_new_tokens, ScoreCache(cache))
+        return Scorer(table, vlm.batch_tokens, vlm.max_new_tokens, ScoreCache(cache))

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from leverlab.errors import LeverlabError
@@ -10,17 +11,33 @@ from leverlab.selector.checkpoints import load_selector
 from leverlab.selector.network import Selector
 from leverlab.training.loop import checkpoint_name
 
+COLUMNS = ("epoch", "val_accuracy", "val_loss", "kl")
+
 
 def read_metrics(path: Path) -> pd.DataFrame:
-    """Return the rows of a run, one an epoch. Raises `LeverlabError` when the file is missing, empty or lacks a
-    column."""
+    """Return the rows of a run, one an epoch from 0 on.
+
+    Raises `LeverlabError` when the file is missing, cut or damaged, or lacks a column.
+    """
     try:
+        if not path.read_bytes().endswith(b"\n"):
+            raise ValueError("its last line is cut")
         rows = pd.read_csv(path)
-    except (OSError, ValueError) as error:
+        if not isinstance(rows.index, pd.RangeIndex):  # what pandas makes of rows with one field more than the header
+            raise ValueError("its rows have more fields than its header")
+    except (OSError, ValueError, OverflowError) as error:
         raise LeverlabError(f"{path} cannot be read ({error}); run the training stage again") from None
-    missing = {"epoch", "val_accuracy", "val_loss", "kl"} - set(rows.columns)
+    missing = set(COLUMNS) - set(rows.columns)
     if missing or rows.empty or rows["val_accuracy"].isna().any():
         raise LeverlabError(f"{path} holds no whole run (lacking {sorted(missing)}); run the training stage again")
+    numbers = all(rows[name].dtype.kind in "if" and not np.isinf(rows[name]).any() for name in COLUMNS)
+    if (
+        not numbers
+        or rows["epoch"].tolist() != list(range(len(rows)))
+        or not rows["val_accuracy"].between(0, 1).all()
+        or rows["val_loss"].isna().any()
+    ):
+        raise LeverlabError(f"{path} is damaged: not every epoch has its numbers; run the training stage again")
     return rows
 
 
@@ -49,5 +66,8 @@ def load_epoch(folder: Path, which: str) -> Selector:
 
 
 def publish_run(folder: Path, out: Path) -> None:
-    """Copy a finished run to `out`, without what is only needed to resume it."""
-    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("resume.pt"), dirs_exist_ok=True)
+    """Copy the metrics and checkpoints of a finished run to `out`; what else a kill left in `folder` stays there."""
+    out.mkdir(parents=True, exist_ok=True)
+    epochs = range(len(read_metrics(folder / "metrics.csv")))
+    for name in ["metrics.csv", *map(checkpoint_name, epochs)]:
+        shutil.copyfile(folder / name, out / name)

@@ -29,7 +29,7 @@ class ScoreCache:
             self._switch_to_wal()
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute(_SCHEMA)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._explain(error) from None
 
     def _switch_to_wal(self) -> None:
@@ -48,12 +48,13 @@ class ScoreCache:
         """Return the entry of `key`, or None. Raises `LeverlabError` when the file or the entry is damaged."""
         try:
             row = self._db.execute("SELECT value FROM scores WHERE key = ?", (key,)).fetchone()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._explain(error) from None
         if row is None:
             return None
-        checksum, value = bytes(row[0][:4]), bytes(row[0][4:])
-        if zlib.crc32(value).to_bytes(4, "big") != checksum:
+        entry = row[0] if isinstance(row[0], bytes) else b""  # a damaged page can give any type
+        checksum, value = entry[:4], entry[4:]
+        if zlib.crc32(key + value).to_bytes(4, "big") != checksum:
             raise LeverlabError(
                 f"an entry of the score cache {self._path} is damaged; delete the file: it holds nothing that cannot "
                 "be computed again"
@@ -62,13 +63,13 @@ class ScoreCache:
 
     def put(self, key: bytes, value: bytes) -> None:
         """Store `value` under `key`; an entry that is already there stays (it holds the same bytes)."""
-        entry = zlib.crc32(value).to_bytes(4, "big") + value
+        entry = zlib.crc32(key + value).to_bytes(4, "big") + value
         try:
             self._db.execute("INSERT OR IGNORE INTO scores VALUES (?, ?)", (key, entry))
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise self._explain(error) from None
 
-    def _explain(self, error: sqlite3.Error) -> LeverlabError:
+    def _explain(self, error: Exception) -> LeverlabError:
         # SQLite calls a disk too full for its shared memory file an I/O error
         io_error = "disk I/O error" in str(error) and shutil.disk_usage(self._path.parent).free < 1_000_000
         if "full" in str(error) or io_error:

@@ -49,7 +49,7 @@ def _read_split(folder: Path, split: str) -> list[Example]:
 
 def _read_lines(path: Path) -> list[Example]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold other line breaks
     except UnicodeDecodeError as error:
         raise LeverlabError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it so") from None
     examples = []
@@ -59,7 +59,7 @@ def _read_lines(path: Path) -> list[Example]:
         where = f"{path} line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LeverlabError(f"{where} is not JSON ({error}); write one object a line") from None
         if not isinstance(row, dict):
             raise LeverlabError(f"{where} must be a JSON object, not {line[:100]}")
@@ -71,11 +71,12 @@ def _read_image(folder: Path, name: object, where: str) -> bytes | None:
     """Return the bytes of an image file, None where the row names none."""
     if name is None:
         return None
-    if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise LeverlabError(f"{where}: 'image' must name a file inside {folder}, not {name!r}")
+    outside = f"{where}: 'image' must name a file inside {folder}, not {name!r}"
+    if not isinstance(name, str):
+        raise LeverlabError(outside)
     try:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise LeverlabError(outside)
         return (folder / name).read_bytes()
-    except OSError as error:
-        raise LeverlabError(
-            f"{where}: the image '{name}' cannot be read ({error.strerror}); add it or remove the row"
-        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise LeverlabError(f"{where}: the image {name!r} cannot be read ({error}); add it or remove the row") from None

@@ -140,7 +140,7 @@ def _official_rows(folder: Path, prefix: str, part: str) -> list[_Row]:
         where = f"{question_file} question {record['question_id']}"
         if annotation is None:
             raise LeverlabError(f"{where} has no annotation in {annotation_file}; fetch both files of one release")
-        image_file = f"COCO_{part}_{int(record['image_id']):012d}.jpg"
+        image_file = f"COCO_{part}_{record['image_id']:012d}.jpg"
         rows.append(
             _Row(
                 id=str(record["question_id"]),
@@ -160,14 +160,20 @@ def _read_records(path: Path, key: str, needed: set[str]) -> Iterable[dict[str, 
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; data.source must hold the official files of both splits") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise LeverlabError(f"{path} cannot be read as JSON ({error}); fetch it again") from None
     records = data.get(key) if isinstance(data, dict) else None
     if not isinstance(records, list):
         raise LeverlabError(f"{path} must hold an object with a list '{key}'; fetch the official file")
+    seen: set[int] = set()
     for index, record in enumerate(records):
-        if not isinstance(record, dict) or not needed <= record.keys():
-            raise LeverlabError(f"{path}: entry {index} of '{key}' must have {sorted(needed)}, not {str(record)[:100]}")
+        if not isinstance(record, dict) or not all(type(record.get(name)) is int for name in needed):
+            raise LeverlabError(
+                f"{path}: entry {index} of '{key}' must have whole numbers as {sorted(needed)}, not {str(record)[:100]}"
+            )
+        if record["question_id"] in seen:
+            raise LeverlabError(f"{path}: the question id '{record['question_id']}' comes twice; ids must be unique")
+        seen.add(record["question_id"])
     return records
 
 

@@ -1,0 +1,83 @@
+"""Runs stages in forked children, so that a run that is killed after a moment has cost no seconds of imports.
+
+A line on stdin is a JSON list `[module, *arguments]`; the answer is the child's process id, and its status when it has
+ended. Every unit of work that a stage finishes (a batch of scores, an epoch, a file) is noted in the file of the first
+argument, so that a test can count what was done twice. What children print goes to the file of the second argument.
+"""
+
+import hashlib
+import json
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import datasets  # noqa: F401
+import matplotlib  # noqa: F401
+import pandas  # noqa: F401
+import torch  # noqa: F401
+import transformers  # noqa: F401
+
+from leverlab.export import gguf
+from leverlab.selector import encoders
+from leverlab.training import loop
+from leverlab.vlm.scoring import Scorer
+
+UNITS, LOG = sys.argv[1:]
+
+
+def noted(function: Callable[..., Any], what: Callable[..., object]) -> Callable[..., Any]:
+    """`function`, which notes `what(arguments)` when it has ended."""
+
+    def run(*arguments: Any) -> Any:
+        result = function(*arguments)
+        unit = hashlib.sha256(repr(what(*arguments)).encode()).hexdigest()
+        with open(UNITS, "a") as file:
+            file.write(f"{function.__name__} {unit}\n")
+        return result
+
+    return run
+
+
+def main() -> None:
+    scorer: Any = Scorer
+    scorer._score_rows = noted(Scorer._score_rows, lambda _, questions, lists, *rest: (questions, lists, rest))
+    scorer._extend = noted(Scorer._extend, lambda _, question, prefixes, demos: (question, prefixes, demos))
+    encoders.encode_images = noted(encoders.encode_images, lambda _, pixels, grids: pixels.numpy().tobytes())
+    loop._run_epoch = noted(
+        loop._run_epoch, lambda selector, *rest: [float(part.sum()) for part in selector.parameters()]
+    )
+    gguf.export_text = noted(gguf.export_text, lambda checkpoint, path, kind: kind)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            child(*json.loads(line))
+        print(pid, flush=True)
+        print(os.waitpid(pid, 0)[1], flush=True)
+
+
+def child(module: str, *arguments: str) -> None:
+    log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    sys.argv[1:] = arguments
+    code: Any = 0
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        code = stop.code
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        traceback.print_exc()
+        code = 2
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

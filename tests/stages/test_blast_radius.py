@@ -1,0 +1,93 @@
+"""What `leverlab blast` says of a key is what a change of it re-runs, for a key of every section of params.yaml.
+
+The real stages on the profile `tiny`, with one seed. Two lanes run side by side, each in a clone of its own where one
+change follows the other; every change keeps those before it.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leverlab.config.base import read_params
+from leverlab.files import digest
+from leverlab.pipeline.params import SECTIONS
+from tests.stages.clones import REPOSITORY, Clone, Cold, stages_run
+
+pytestmark = pytest.mark.slow
+
+LANES: tuple[dict[str, dict[str, Any]], ...] = (
+    {
+        "report": {"report.gates.grpo_over_sft.at_least": -0.9},
+        "infer": {"infer.random_seeds": 3},
+        "grpo": {"grpo.lr": 5e-5},
+        "sft": {"sft.lr": 2e-3},
+        "reward": {"reward.weights.answer_prob": 0.3},
+        "prepare": {"prepare.seed": 1},
+        "data": {"data.seed": 1},
+    },
+    {
+        "gguf": {"gguf.kinds": ["f16"]},
+        "select_best": {"select_best.strategy": "last"},
+        "rce": {"rce.lr": 1e-4},
+        "selector": {"selector.dropout": 0.3},
+        "rl_data": {"rl_data.seed": 1},
+        "eval": {"eval.shots": 3, "reward.shot_weights": [1.0, 1.0, 1.0]},
+        "vlm": {"vlm.dtype": "float32"},
+    },
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was said of a change, what ran, and of what did not run: whether its inputs are those of its last run."""
+
+    said: set[str]
+    direct: set[str]
+    ran: set[str]
+    unchanged: set[str]
+
+
+def make(clone: Clone, overrides: dict[str, Any]) -> Change:
+    rows = [row for key in overrides for row in json.loads(clone.run("leverlab", "blast", key, "--json"))]
+    said = {row["stage"] for row in rows}
+    clone.set_params(overrides)
+    ran = set(stages_run(clone.run("dvc", "repro")))
+    direct = {row["stage"] for row in rows if len(row["why"]) == 2}
+    return Change(said, direct, ran, {stage for stage in said - ran if inputs_are_those_of_its_run(clone.root, stage)})
+
+
+def inputs_are_those_of_its_run(root: Path, stage: str) -> bool:
+    inputs = json.loads((root / "provenance" / f"{stage}.json").read_text())["inputs"]
+    return bool(inputs == {path: digest(root / path) for path in inputs})
+
+
+@pytest.fixture(scope="session")
+def changes(both: tuple[Cold, Cold], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Change]:
+    """Section → what a change in it did. `seeds` comes first: one is taken away, and the rest goes faster."""
+
+    def run(lane: dict[str, dict[str, Any]]) -> dict[str, Change]:
+        clone = Clone(tmp_path_factory.mktemp("lane") / "leverlab", workers=1, source=both[1].clone)
+        return {section: make(clone, change) for section, change in ({"seeds": {"seeds": [0]}} | lane).items()}
+
+    with ThreadPoolExecutor() as threads:
+        done = list(threads.map(run, LANES))
+    return done[0] | done[1]
+
+
+def test_every_section_is_changed() -> None:
+    changed = {"seeds", *LANES[0], *LANES[1]}
+    assert changed == {*SECTIONS, "seeds"} == set(read_params(REPOSITORY / "params.yaml"))
+
+
+@pytest.mark.parametrize("section", ["seeds", *LANES[0], *LANES[1]])
+def test_what_ran_is_what_was_said(section: str, changes: dict[str, Change]) -> None:
+    """All that reads the key ran; what follows ran, too, or its inputs came out as before; and nothing else."""
+    change = changes[section]
+    said = {stage for stage in change.said if "<new>" not in stage}  # no seed was added
+    assert change.direct & said <= change.ran
+    assert change.ran | change.unchanged == said
+    assert not change.ran & change.unchanged
