@@ -66,7 +66,7 @@ class Clone:
         }
 
     def start(self, *command: str) -> "subprocess.Popen[str]":
-        """Start `command` in the copy; what it prints, errors included, is its stdout."""
+        """Start `command` in the copy, in a process group of its own; its stdout is what it prints, errors included."""
         return subprocess.Popen(
             command,
             cwd=self.root,
@@ -74,6 +74,7 @@ class Clone:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
 
     def run(self, *command: str) -> str:

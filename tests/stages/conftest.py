@@ -42,6 +42,12 @@ def cold(both: tuple[Cold, Cold]) -> Cold:
     return both[0]
 
 
+@pytest.fixture(scope="session")
+def finished(both: tuple[Cold, Cold]) -> Clone:
+    """A workspace after a cold run, which no test changes."""
+    return both[1].clone
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Workplace:
     (tmp_path / "repository").mkdir()

@@ -14,14 +14,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from leverlab.dvcfile import read_declaration
 from leverlab.files import digest
-from tests.stages.clones import Clone, Cold
+from tests.stages.clones import Clone, Cold, make_tiny
 
 pytestmark = pytest.mark.slow
 
@@ -96,12 +96,6 @@ class Victim:
         self._server.communicate()
 
 
-@pytest.fixture(scope="session")
-def finished(both: tuple[Cold, Cold]) -> Clone:
-    """A workspace after a cold run, which no test changes."""
-    return both[1].clone
-
-
 @pytest.fixture(params=STAGES)
 def victim(request: pytest.FixtureRequest, finished: Clone, tmp_path: Path) -> Iterator[Victim]:
     made = Victim(finished, tmp_path, request.param)
@@ -131,6 +125,28 @@ def soak(victim: Victim, kills: int, seed: int) -> None:
 
 def test_killed_twenty_times(victim: Victim) -> None:
     soak(victim, KILLS, seed=0)
+
+
+def soak_dvc(clone: Clone, kills: int, seed: int) -> None:
+    """Run `dvc repro` to its end, killing it with all its processes at random moments before."""
+    make_tiny(clone)
+    moments = random.Random(seed)
+    for _ in range(kills):
+        process = clone.start("dvc", "repro")
+        try:
+            process.communicate(timeout=moments.uniform(2, 10))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+        else:
+            assert process.returncode == 0
+    clone.run("dvc", "repro")
+
+
+def test_dvc_killed_twenty_times(both: tuple[Cold, Cold], make_clone: Callable[..., Clone]) -> None:
+    clone = make_clone()
+    soak_dvc(clone, KILLS, seed=0)
+    assert (clone.root / "dvc.lock").read_text() == both[0].lock.decode()
 
 
 @pytest.mark.soak
