@@ -160,7 +160,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, text in {
         "dvc.yaml": PIPELINE.replace("CODE", code),
         "world/dvc.yaml": WORLD.replace("CODE", code),
-        "params.yaml": "seeds: [0, 1]\njob:\n  lr: 5e-05\ngrid: {size: 3, hidden: 4}\nhidden: 1\n",
+        "params.yaml": "seeds: [0, 1]\njob:\n  steps: 2\n  lr: 5e-05\ngrid: {size: 3, hidden: 4}\nhidden: 1\n",
         "world/params.yaml": "vlm: {width: 8}\nhidden: 1\n",
         "stages/job.py": MODULE,
         "src/leverlab/extra.py": "",
@@ -209,7 +209,7 @@ def test_the_copy_holds_only_what_is_declared(root: Path, monkeypatch: pytest.Mo
     assert verify_stage(root, "same").passed
     made = {"dvc.lock", "out/same/a.txt", "out/same.json", "provenance/same.json"}
     assert seen["files"] == {".dvcignore", "dvc.yaml", "params.yaml", "data/in.txt", *made}
-    assert seen["params"] == ["grid:", "{size:", "3}", "job:", "{lr:", "5e-05}"]
+    assert seen["params"] == ["job:", "{steps:", "2,", "lr:", "5e-05}", "grid:", "{size:", "3}"]
     assert seen["caches"] == set()
 
 

@@ -35,7 +35,11 @@ LANES: tuple[dict[str, dict[str, Any]], ...] = (
         "rce": {"rce.lr": 1e-4},
         "selector": {"selector.dropout": 0.3},
         "rl_data": {"rl_data.seed": 1},
-        "eval": {"eval.shots": 3, "reward.shot_weights": [1.0, 1.0, 1.0]},
+        "eval": {
+            "eval.shots": 3,
+            "reward.shot_weights": [1.0, 1.0, 1.0],
+            "report.gates.grpo_over_control.metric": "comparisons.sft_control.shots_3.ci_low",
+        },
         "vlm": {"vlm.dtype": "float32"},
     },
 )
