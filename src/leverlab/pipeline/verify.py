@@ -167,11 +167,13 @@ def _lay_out(stage: Any, root: Path, copy: Path) -> None:
             values = declared_values(read_params(source), dep.params)
             _write_yaml(copy / source.relative_to(root), _nested(values))
             continue
-        # only what DVC hashes: files that .dvcignore names are no part of a dep
+        # what DVC hashes, without files that .dvcignore names, and the .gitignore files that a stage counts among them
         for file in [str(source)] if source.is_file() else dep.repo.dvcignore.find(dep.fs, dep.fs_path):
             target = copy / Path(file).relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
+        for kept in source.rglob(".gitignore"):
+            shutil.copy(kept, copy / kept.relative_to(root))
     _write_yaml(copy / os.path.relpath(stage.path, root), {"stages": dict([_entry(stage)])})
     (copy / os.path.relpath(stage.wdir, root)).mkdir(parents=True, exist_ok=True)
     if (root / ".dvcignore").exists():
