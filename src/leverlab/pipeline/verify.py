@@ -206,7 +206,7 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_yaml(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    yaml = YAML(typ="safe")
+    yaml: Any = YAML(typ="safe")
     yaml.sort_base_mapping_type_on_output = False  # a stage may write what it reads in the order of the params file
     yaml.dump(dict(data), path)
 
