@@ -1,20 +1,20 @@
 """The blast radius of every leaf of a small repository, derived by hand and checked against what DVC really runs."""
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dvc.repo import Repo
 
-from leverlab import cli
 from leverlab.config.base import read_params, read_yaml
 from leverlab.errors import LeverlabError
 from leverlab.pipeline.blast import Rerun, blast, page
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("quiet_dvc")
+
 Run = Callable[..., tuple[int, str, str]]
 
 # Each out holds both params files, so that a stage that runs after a change never writes what it wrote before.
@@ -140,16 +140,6 @@ CHANGES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quiet_dvc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """DVC keeps its caches and settings of this machine out of the way."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR"):
-            patch.setenv(name, str(tmp_path_factory.mktemp("dvc")))
-        patch.setenv("DVC_NO_ANALYTICS", "1")
-        yield
-
-
 def make_repository(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -165,18 +155,10 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+def run(root: Path, command_line: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """The command line, called in a folder below the root."""
     monkeypatch.chdir(root / "world")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["leverlab", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capfd.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return call
+    return command_line
 
 
 def answer(root: Path, key: str) -> list[tuple[str, str]]:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from leverlab import cli
-
 REPOSITORY = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
 
@@ -29,15 +27,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["leverlab", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capfd.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return call
+def run(root: Path, command_line: Run) -> Run:
+    return command_line
 
 
 def edit(path: Path, pattern: str, replacement: str) -> None:

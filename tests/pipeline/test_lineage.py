@@ -6,16 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from leverlab import cli
 from leverlab.errors import LeverlabError
 from leverlab.pipeline.lineage import Origin, lineage, render
 
+Run = Callable[..., tuple[int, str, str]]
 REPOSITORY = Path(__file__).parents[2]
 
 PIPELINE = """\
@@ -266,17 +268,10 @@ def test_a_broken_record_is_named(root: Path) -> None:
         lineage(root, "models/0")
 
 
-def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, command_line: Run) -> None:
     """A path is relative to the working directory; JSON holds the same tree."""
     monkeypatch.chdir(root / "reports")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["leverlab", "lineage", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
+    call = partial(command_line, "lineage")
     code, out, err = call("figures/plot.txt")
     assert (code, err) == (0, "")
     assert [line.rstrip() for line in out.splitlines()] == TREE.splitlines()

@@ -15,10 +15,10 @@ from typing import get_args
 import pytest
 from mypy import api
 
-from leverlab.config.base import Section, read_yaml
+from leverlab.config.base import Section
 from leverlab.config.digits_vlm import DigitsVlmParams
 from leverlab.config.vlm import VlmModel, VlmSource
-from leverlab.pipeline.deps import closure
+from leverlab.pipeline.deps import closure, declared
 from leverlab.pipeline.params import SECTIONS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,12 +108,8 @@ def unread(module: Path, reads: Reads) -> list[str]:
 
 
 def modules() -> list[Path]:
-    found = []
-    for file in PIPELINES:
-        for entry in read_yaml(REPOSITORY / file)["stages"].values():
-            (module,) = re.findall(r"python -m (stages\.\w+)", entry["cmd"])
-            found.append(Path(module.replace(".", "/") + ".py"))
-    return found
+    stages = [stage for file in PIPELINES for stage in declared(REPOSITORY / file, REPOSITORY)]
+    return [Path(module.replace(".", "/") + ".py") for stage in stages for module in stage.modules]
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from leverlab import cli
 from leverlab.errors import LeverlabError
 from leverlab.pipeline.compare import largest_difference
 from leverlab.pipeline.deps import closure
 from leverlab.pipeline.verify import select, verify_stage
 
+Run = Callable[..., tuple[int, str, str]]
 REPOSITORY = Path(__file__).parents[2]
 
 PIPELINE = """\
@@ -347,17 +349,10 @@ def test_a_tolerance_is_a_number(root: Path, tolerance: str) -> None:
         verify_stage(root, "loss")
 
 
-def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, command_line: Run) -> None:
     """A line for each stage as it ends, a table, code 1 when any differs; what fails does not stop the rest."""
     monkeypatch.chdir(root / "out")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["leverlab", "verify", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
-
+    call = partial(command_line, "verify")
     code, out, err = call("reader", "loss", "--tolerance", "0.5")
     lines = out.splitlines()
     assert (code, err) == (1, "")

@@ -15,7 +15,7 @@ import pytest
 from leverlab.config.base import read_params
 from leverlab.files import digest
 from leverlab.pipeline.params import SECTIONS
-from tests.stages.clones import REPOSITORY, Clone, Cold, stages_run
+from tests.stages.clones import REPOSITORY, Clone, stages_run
 
 pytestmark = pytest.mark.slow
 
@@ -71,11 +71,11 @@ def inputs_are_those_of_its_run(root: Path, stage: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def changes(both: tuple[Cold, Cold], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Change]:
+def changes(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Change]:
     """Section → what a change in it did. `seeds` comes first: one is taken away, and the rest goes faster."""
 
     def run(lane: dict[str, dict[str, Any]]) -> dict[str, Change]:
-        clone = Clone(tmp_path_factory.mktemp("lane") / "leverlab", workers=1, source=both[1].clone)
+        clone = Clone(tmp_path_factory.mktemp("lane") / "leverlab", workers=1, source=finished)
         return {section: make(clone, change) for section, change in ({"seeds": {"seeds": [0]}} | lane).items()}
 
     with ThreadPoolExecutor() as threads:

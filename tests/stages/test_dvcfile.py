@@ -1,6 +1,5 @@
 """What a stage sees of `dvc.yaml` is what DVC sees, for every stage of every pipeline of this repository."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -13,17 +12,9 @@ from leverlab.config.base import read_yaml
 from leverlab.dvcfile import Declaration, read_declaration
 from leverlab.errors import LeverlabError
 
+pytestmark = pytest.mark.usefixtures("quiet_dvc")
+
 REPOSITORY = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet_dvc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """DVC keeps its caches and settings of this machine out of the way."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("DVC_SITE_CACHE_DIR", "DVC_GLOBAL_CONFIG_DIR"):
-            patch.setenv(name, str(tmp_path_factory.mktemp("dvc")))
-        patch.setenv("DVC_NO_ANALYTICS", "1")
-        yield
 
 
 def absolute(folder: Path, paths: Any) -> list[Path]:

@@ -23,6 +23,7 @@ from rich.table import Table
 from leverlab.config.base import read_params
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
+from leverlab.pipeline.resolved import address, record_path
 
 PAGE = Path("docs/blast_radius.md")
 NEW = "<new>"  # stands for a value that is added to a list over which dvc.yaml fans a stage out
@@ -129,7 +130,7 @@ def read_pipeline(root: Path) -> Pipeline:
         raise LeverlabError(f"DVC cannot read the pipeline of {root}: {error}") from None
     files = {stage: _relative(stage.path, root) for stage in graph if stage.cmd}
     stages = sorted(files, key=lambda stage: (files[stage].count("/"), files[stage]))  # within a file as they stand
-    names = {stage: stage.name if files[stage] == "dvc.yaml" else f"{files[stage]}:{stage.name}" for stage in stages}
+    names = {stage: address(stage, root) for stage in stages}
     reads = {stage: _declared(stage, root) | _interpolated(stage, root) for stage in stages}
     params_files = sorted(
         {file for read in reads.values() for file, _ in read}, key=lambda file: (file.count("/"), file)
@@ -143,7 +144,7 @@ def read_pipeline(root: Path) -> Pipeline:
         params=params,
         reads={names[stage]: frozenset(reads[stage] - items[stage].keys()) for stage in stages},
         fans=frozenset(fan for stage in stages for fan in items[stage].values()),
-        provenance={names[stage]: Path(stage.path).parent / "provenance" / f"{stage.name}.json" for stage in stages},
+        provenance={names[stage]: record_path(stage) for stage in stages},
     )
 
 

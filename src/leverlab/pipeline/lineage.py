@@ -20,7 +20,7 @@ from rich.tree import Tree
 from leverlab.config.base import read_params
 from leverlab.errors import LeverlabError
 from leverlab.files import digest, files_below
-from leverlab.pipeline.resolved import declared_values, open_pipeline
+from leverlab.pipeline.resolved import declared_values, open_pipeline, record_path
 
 SAME, CHANGED, ABSENT = "✓", "changed since", "absent"
 RAW_SECTION = "data"  # the params that say which raw rows are loaded
@@ -173,8 +173,7 @@ class _Walk:
         return record
 
     def _record_path(self, name: str) -> str:
-        stage = self.stages[name]
-        return (Path(os.path.relpath(stage.path, self.root)).parent / "provenance" / f"{stage.name}.json").as_posix()
+        return Path(os.path.relpath(record_path(self.stages[name]), self.root)).as_posix()
 
     def _mark(self, path: str, used: str | None) -> str | None:
         if path not in self._digests:

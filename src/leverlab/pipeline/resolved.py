@@ -38,6 +38,11 @@ def address(stage: Any, root: Path) -> str:
     return str(stage.name) if file == "dvc.yaml" else f"{file}:{stage.name}"
 
 
+def record_path(stage: Any) -> Path:
+    """Return where the stage's last run left its provenance record; the file may not exist."""
+    return Path(stage.path).parent / "provenance" / f"{stage.name}.json"
+
+
 def declared_values(params: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     """Return the value of each dotted key. Raises `LeverlabError` for one that `params` do not have."""
     found = {}

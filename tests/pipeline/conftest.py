@@ -1,0 +1,24 @@
+"""The command line as tests call it, in this process."""
+
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from leverlab import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs `leverlab` with the given arguments and returns its exit code, stdout and stderr."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["leverlab", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        captured = capfd.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return call
