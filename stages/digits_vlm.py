@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from leverlab.config.digits_vlm import DigitsVlmParams
+from leverlab.csvfile import read_csv
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
 from leverlab.stage import Stage, run_stage
@@ -29,7 +30,7 @@ def body(stage: Stage) -> None:
     torch.manual_seed(params.seed)
     model: Any = build_model(tokenizer)
     rows_file = stage.state_dir / "training.csv"
-    rows = pd.read_csv(rows_file).to_dict("records") if rows_file.exists() else []
+    rows = read_csv(rows_file, ["step"]).to_dict("records") if rows_file.exists() else []
 
     def on_step(step: int, diagnostics: dict[str, float]) -> None:
         if not math.isfinite(diagnostics["loss"]):

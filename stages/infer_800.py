@@ -8,8 +8,8 @@ import pandas as pd
 
 from leverlab.config.infer import InferParams
 from leverlab.config.vlm import EvalParams, VlmParams
-from leverlab.evaluation.inference import ANSWER_SCHEMA, answer_rows, baseline_lists, oracle_lists, selector_lists
-from leverlab.evaluation.summary import metrics, shots_table
+from leverlab.evaluation.inference import answer_rows, baseline_lists, oracle_lists, selector_lists
+from leverlab.evaluation.summary import ANSWER_SCHEMA, metrics, shots_table
 from leverlab.files import write_text
 from leverlab.parallel import run_tasks
 from leverlab.records import write_table

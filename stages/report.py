@@ -10,7 +10,7 @@ import pandas as pd
 from leverlab.config.report import ReportParams
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.gates import Gate, evaluate_gates
-from leverlab.evaluation.summary import comparisons
+from leverlab.evaluation.summary import ANSWER_SCHEMA, comparisons
 from leverlab.files import write_bytes, write_text
 from leverlab.records import read_table
 from leverlab.report import figures, tables
@@ -27,7 +27,6 @@ from leverlab.report.inputs import (
 from leverlab.report.page import Lineage, Picture, Report, render_page
 from leverlab.stage import Stage, run_stage
 
-ANSWER_COLUMNS = ("method", "seed", "shots", "question_id", "question_type", "demos", "vqa_accuracy")
 RUNS = {"sft": "sft/{seed}", "rce": "rce/{seed}", "sft_control": "grpo/{seed}/sft_control", "grpo": "grpo/{seed}/grpo"}
 PACKAGES = ("pandas", "statsmodels", "matplotlib")  # beside those that every stage records
 
@@ -35,7 +34,7 @@ PACKAGES = ("pandas", "statsmodels", "matplotlib")  # beside those that every st
 def body(stage: Stage) -> None:
     """Write the report from the files of all other stages."""
     params = stage.section("report", ReportParams)
-    answers = read_table(stage.dep("data/answers.parquet"), ANSWER_COLUMNS).to_pandas()
+    answers = read_table(stage.dep("data/answers.parquet"), ANSWER_SCHEMA).to_pandas()
     shots = tables.with_seeds(read_csv(stage.dep("reports/shots.csv"), SHOTS_COLUMNS), answers)
     stage.say("comparing the methods on the same questions")
     paired = comparisons(answers, method=subject_of(set(answers["method"])))
@@ -47,7 +46,7 @@ def body(stage: Stage) -> None:
         comparisons=paired,
         types=tables.question_types(answers, head.cell["shots"]),
         curves=_curves(stage),
-        checkpoints=read_checkpoints(stage.dep("models/best/checkpoints.csv"), stage.dep("models/best/best.json")),
+        checkpoints=read_checkpoints(stage.dep("models/best/checkpoints.csv")),
         findings=read_findings(stage.dep("reports/health.json")),
         gates=evaluate_gates(params.gates, measured),
         export=read_export(stage.dep("reports/gguf.json")),

@@ -27,13 +27,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def files_below(path: Path) -> Iterator[Path]:
-    """Yield `path` itself when it is a file, else every file below it in sorted order; caches of Python are left
-    out."""
+    """Yield `path` itself when it is a file, else every file below it in sorted order.
+
+    Caches of Python and `.gitignore` files, which DVC writes into folders, are left out, as `.dvcignore` tells DVC.
+    """
     if path.is_file():
         yield path
         return
     for child in sorted(path.rglob("*")):
-        if child.is_file() and "__pycache__" not in child.parts:
+        if child.is_file() and child.name != ".gitignore" and "__pycache__" not in child.parts:
             yield child
 
 

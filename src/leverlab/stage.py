@@ -5,6 +5,7 @@ continues after a kill from a state folder that no other run can reach, fails wh
 leaves a provenance record. `run_stage` is all that an entry point in `stages/` calls.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,13 +25,12 @@ from typing import Any, TypeVar
 from filelock import AcquireReturnProxy, FileLock, Timeout
 from tqdm import tqdm
 
-from leverlab.config.base import SectionT, parse_section, read_params
+from leverlab.config.base import SectionT, parse_section, read_param
 from leverlab.dvcfile import Declaration, read_declaration
 from leverlab.errors import LeverlabError
 from leverlab.files import digest, stamp, write_text
 
 PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "datasets", "pyarrow", "scipy", "gguf")
-ABSENT = object()  # what a params file says of a key that it does not have
 ItemT = TypeVar("ItemT")
 
 
@@ -49,10 +49,7 @@ class Stage:
     def __init__(self, declaration: Declaration):
         self.name = declaration.name
         self._declaration = declaration
-        self._params = {(file, key): _lookup(Path(file), key) for file, key in declaration.params}
-        for (file, key), value in self._params.items():
-            if value is ABSENT:
-                raise LeverlabError(f"{file} has no '{key}', which stage '{self.name}' declares")
+        self._params = {(file, key): read_param(Path(file), key) for file, key in declaration.params}
         self._input_stamps = {dep: stamp(Path(dep)) for dep in declaration.deps}
         self.inputs = {dep: _input_digest(dep) for dep in declaration.deps}
         self.versions = {package: _version(package) for package in PACKAGES}
@@ -146,8 +143,10 @@ class Stage:
                     "leave inputs alone and run dvc repro again"
                 )
         for (file, key), before in self._params.items():
-            if _lookup(Path(file), key) != before:
-                raise LeverlabError(f"'{key}' of {file} changed while the stage ran; run dvc repro again")
+            with contextlib.suppress(LeverlabError):  # a key that cannot be read any more has changed too
+                if read_param(Path(file), key) == before:
+                    continue
+            raise LeverlabError(f"'{key}' of {file} changed while the stage ran; run dvc repro again")
 
     def publish(self) -> None:
         """Move every declared out to its place. Raises `LeverlabError` when one was not written."""
@@ -213,16 +212,6 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
             f"leverlab: stage {stage}: no space left on the disk ({error}); free some and run dvc repro again: "
             "what was finished is kept"
         )
-
-
-def _lookup(file: Path, key: str) -> Any:
-    """Return the value of a dotted key of a params file, or ABSENT."""
-    value: Any = read_params(file)
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return ABSENT
-        value = value[part]
-    return value
 
 
 def _lies_in(path: str, declared: Sequence[str]) -> bool:

@@ -1,12 +1,13 @@
 """Sections of params files: YAML 1.2 numbers, and one sentence for everything that is wrong."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import Field, ValidationError
 
-from leverlab.config.base import Section, parse_section, read_params, read_yaml
+from leverlab.config.base import Section, parse_section, read_param, read_params, read_yaml
 from leverlab.errors import LeverlabError
 
 
@@ -167,3 +168,19 @@ def test_a_file_that_is_none_is_one_sentence(tmp_path: Path, content: bytes, mes
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(LeverlabError, match=r"params\.yaml does not exist"):
         read_params(tmp_path / "params.yaml")
+
+
+def test_a_param_is_the_same_whatever_the_order_of_its_keys(tmp_path: Path) -> None:
+    """DVC compares mappings without their order, so nothing that a stage writes may depend on it."""
+    path = tmp_path / "params.yaml"
+    path.write_text("a:\n  c: [{z: 1, y: 2}, 3]\n  b: {2: x, 1: y}\n")
+    assert json.dumps(read_param(path, "a")) == '{"b": {"1": "y", "2": "x"}, "c": [{"y": 2, "z": 1}, 3]}'
+    assert read_param(path, "a.c") == [{"y": 2, "z": 1}, 3]
+
+
+@pytest.mark.parametrize("key", ["b", "a.d", "a.c.y", "a.b.1"])
+def test_a_param_that_is_not_there_is_named(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("a:\n  c: [1]\n  b: {1: y}\n")
+    with pytest.raises(LeverlabError, match=f"params.yaml has no '{key}', which dvc.yaml declares"):
+        read_param(path, key)

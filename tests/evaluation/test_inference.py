@@ -8,13 +8,13 @@ import pyarrow as pa
 import pytest
 
 from leverlab.evaluation.inference import (
-    ANSWER_SCHEMA,
     MethodLists,
     answer_rows,
     baseline_lists,
     oracle_lists,
     selector_lists,
 )
+from leverlab.evaluation.summary import ANSWER_SCHEMA
 from leverlab.records import Example
 from leverlab.selector.batches import QueryBatch, QueryData
 from leverlab.selector.candidates import Candidates, CandidateSet

@@ -1,4 +1,4 @@
-"""Checkpoints, resume states, the inference format, the score cache, and the GGUF export's two sides."""
+"""Checkpoints, resume states, the inference format and the score cache."""
 
 import io
 import json

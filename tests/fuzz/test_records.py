@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.inference import ANSWER_SCHEMA
+from leverlab.evaluation.summary import ANSWER_SCHEMA
 from leverlab.records import Example, read_examples, read_table, write_examples, write_table
 from leverlab.selector.candidates import Candidates, CandidateSet, read_candidates, write_candidates
 from leverlab.selector.features import FeatureTable, read_features, write_features

@@ -211,7 +211,7 @@ def test_the_copy_holds_only_what_is_declared(root: Path, monkeypatch: pytest.Mo
     assert verify_stage(root, "same").passed
     made = {"dvc.lock", "out/same/a.txt", "out/same.json", "provenance/same.json"}
     assert seen["files"] == {".dvcignore", "dvc.yaml", "params.yaml", "data/in.txt", *made}
-    assert seen["params"] == ["job:", "{steps:", "2,", "lr:", "5e-05}", "grid:", "{size:", "3}"]
+    assert seen["params"] == ["grid:", "{size:", "3}", "job:", "{lr:", "5e-05,", "steps:", "2}"]
     assert seen["caches"] == set()
 
 

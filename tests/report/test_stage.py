@@ -14,7 +14,8 @@ import pytest
 
 from leverlab.dvcfile import read_declaration
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.summary import metrics, shots_table
+from leverlab.evaluation.summary import ANSWER_SCHEMA, metrics, shots_table
+from leverlab.records import write_table
 from leverlab.report.words import LABELS
 from leverlab.stage import Stage
 from stages.report import body
@@ -101,7 +102,7 @@ def make_repository(
     card = "# Data card: toy\n\n<script>alert(1)</script>\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"
     write("reports/data_card.md", card)
     (root / "data").mkdir()
-    answers.to_parquet(root / "data/answers.parquet", index=False)
+    write_table(root / "data/answers.parquet", answers.to_dict("records"), ANSWER_SCHEMA)
     shots = shots_table(answers, resamples=50)
     write("reports/shots.csv", shots.to_csv(index=False))
     write("reports/metrics.json", json.dumps(metrics(answers)))
@@ -118,8 +119,7 @@ def make_repository(
             write(f"models/{run_folder.format(seed=seed)}/metrics.csv", rows.to_csv(index=False))
             checkpoints.append(rows.assign(distinct_demos=70.6, method=method, seed=seed, val_loss=1.5, kl=np.nan))
     table = pd.concat(checkpoints).assign(val_accuracy_1=0.2, val_accuracy_4=0.5)
-    write("models/best/checkpoints.csv", table.to_csv(index=False))
-    write("models/best/best.json", json.dumps({"chosen": [{"method": "grpo", "seed": seeds[0], "epoch": 2}]}))
+    write("models/best/checkpoints.csv", table.assign(chosen=table["epoch"] == 2).to_csv(index=False))
     return answers
 
 
@@ -319,9 +319,10 @@ def test_findings_gates_export_and_lineage_are_shown(built: Any) -> None:
         ["text.gguf", "f16", "1,234,567", "6e−05", "51", "yes", ""],
         ["other.gguf", "", "", "", "", "", "1"],
     ]
-    assert page.rows["checkpoints"][1] == ["GRPO", "3", "2", "43.0", "20.0", "50.0", "1.5", "–", "1", "71"]
+    short = page.rows["checkpoints"][1 : 1 + len(RUNS) * 2]  # the one chosen of every method and seed; all follow
+    assert ["GRPO", "3", "2", "43.0", "20.0", "50.0", "1.5", "–", "1", "71"] in short
     chosen = [row for row in page.rows["checkpoints"] if row[-1] == "chosen"][1:]
-    assert chosen == [[*page.rows["checkpoints"][1], "chosen"]]
+    assert chosen == [[*row, "chosen"] for row in short]
     assert ["grpo.lr", "5e-05"] in page.rows["lineage"]
     assert "<script>" not in html
     assert json.loads((root / "reports/gates.json").read_text())[0] == {
@@ -365,7 +366,7 @@ def test_what_fails_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "bad.gguf" in before
     assert "fine" not in before
     assert "1 of 2 gates passed · 0 of 1 health check kept" in page.header
-    assert [row[-1] for row in page.rows["gates"][1:]] == ["✗ FAIL", "✓ pass"]
+    assert [row[-1] for row in page.rows["gates"][1:]] == ["✓ pass", "✗ FAIL"]  # in alphabetical order
 
 
 def test_one_method_and_one_seed_make_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,8 +400,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("path", "old", "new", "message"),
     [
         ("params.yaml", "grpo.shots_4", "grpo.shot_4", r"gate 'g' asks for the metric 'grpo\.shot_4'"),
-        ("models/best/best.json", '"epoch": 2', '"epoch": 9', r"lacks, first .* = \('grpo', 5, 9\)"),
-        ("models/best/best.json", '"epoch"', '"step"', "names no checkpoint"),
+        ("models/best/checkpoints.csv", "True", "False", "chooses 0 epochs of grpo, seed 5, not one"),
+        ("models/best/checkpoints.csv", "True", "yes", r"has the damaged columns \['chosen'\]"),
         ("models/best/checkpoints.csv", "sft_control", "sft_contol", "unknown methods"),
         ("reports/shots.csv", "grpo", "rce", "both come from infer-800"),
         ("reports/shots.csv", "seed_std", "std", r"shots.csv lacks the columns \['seed_std'\]"),

@@ -87,7 +87,12 @@ class Clone:
 
     def set_params(self, overrides: Mapping[str, Any]) -> None:
         """Give dotted keys of params.yaml new values."""
-        yaml, path = YAML(), self.root / "params.yaml"
+        self.edit_params("params.yaml", overrides)
+        check_params_file(self.root / "params.yaml")
+
+    def edit_params(self, file: str, overrides: Mapping[str, Any]) -> None:
+        """Give dotted keys of a params file new values."""
+        yaml, path = YAML(), self.root / file
         params = yaml.load(path)
         for dotted, value in overrides.items():
             *folders, leaf = dotted.split(".")
@@ -96,7 +101,6 @@ class Clone:
                 section = section[folder]
             section[leaf] = value
         yaml.dump(params, path)
-        check_params_file(path)
 
     def commit(self, message: str) -> None:
         """Commit everything that git does not ignore, the outs kept in git included."""

@@ -1,10 +1,11 @@
-"""What `leverlab blast` says of a key is what a change of it re-runs, for a key of every section of params.yaml.
+"""What `leverlab blast` says of a key is what a change of it re-runs, for a key of every section of every params.yaml.
 
 The real stages on the profile `tiny`, with one seed. Two lanes run side by side, each in a clone of its own where one
 change follows the other; every change keeps those before it.
 """
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,11 @@ LANES: tuple[dict[str, dict[str, Any]], ...] = (
         "vlm": {"vlm.dtype": "float32"},
     },
 )
+VLM = "worlds/digits"  # the folder of the VLM's own pipeline
+UNTRAINED = {  # the VLM after so few steps answers nothing right
+    f"{VLM}/params.yaml": {"digits_vlm.steps": 2, "digits_vlm.test_episodes": 4, "digits_vlm.min_matching": 0.0},
+    "params.yaml": {"rl_data.health.max_flat_groups": 1.0, "rl_data.health.max_answer_prob_tiny": 1.0},
+}
 
 
 @dataclass(frozen=True)
@@ -55,18 +61,21 @@ class Change:
     unchanged: set[str]
 
 
-def make(clone: Clone, overrides: dict[str, Any]) -> Change:
-    rows = [row for key in overrides for row in json.loads(clone.run("leverlab", "blast", key, "--json"))]
+def make(clone: Clone, files: dict[str, dict[str, Any]]) -> Change:
+    keys = [key for overrides in files.values() for key in overrides]
+    rows = [row for key in keys for row in json.loads(clone.run("leverlab", "blast", key, "--json"))]
     rows = [row for row in rows if "<new>" not in row["stage"]]  # items of a seed that is added; none is
     said = {row["stage"] for row in rows}
-    clone.set_params(overrides)
+    for file, overrides in files.items():
+        clone.edit_params(file, overrides)
     ran = set(stages_run(clone.run("dvc", "repro")))
     direct = {row["stage"] for row in rows if len(row["why"]) == 2}
     return Change(said, direct, ran, {stage for stage in said - ran if inputs_are_those_of_its_run(clone.root, stage)})
 
 
 def inputs_are_those_of_its_run(root: Path, stage: str) -> bool:
-    inputs = json.loads((root / "provenance" / f"{stage}.json").read_text())["inputs"]
+    folder, _, name = stage.rpartition("dvc.yaml:")
+    inputs = json.loads((root / folder / "provenance" / f"{name}.json").read_text())["inputs"]
     return bool(inputs == {path: digest(root / path) for path in inputs})
 
 
@@ -76,7 +85,15 @@ def changes(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
     def run(lane: dict[str, dict[str, Any]]) -> dict[str, Change]:
         clone = Clone(tmp_path_factory.mktemp("lane") / "leverlab", workers=1, source=finished)
-        return {section: make(clone, change) for section, change in ({"seeds": {"seeds": [0]}} | lane).items()}
+        done = {
+            section: make(clone, {"params.yaml": change})
+            for section, change in ({"seeds": {"seeds": [0]}} | lane).items()
+        }
+        if lane is LANES[0]:
+            for name in ("dvc.yaml", "dvc.lock"):
+                shutil.copy(REPOSITORY / VLM / name, clone.root / VLM)
+            done["digits_vlm"] = make(clone, UNTRAINED)
+        return done
 
     with ThreadPoolExecutor() as threads:
         done = list(threads.map(run, LANES))
@@ -86,9 +103,10 @@ def changes(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def test_every_section_is_changed() -> None:
     changed = {"seeds", *LANES[0], *LANES[1]}
     assert changed == {*SECTIONS, "seeds"} == set(read_params(REPOSITORY / "params.yaml"))
+    assert set(read_params(REPOSITORY / VLM / "params.yaml")) == {"digits_vlm"}
 
 
-@pytest.mark.parametrize("section", ["seeds", *LANES[0], *LANES[1]])
+@pytest.mark.parametrize("section", ["seeds", *LANES[0], *LANES[1], "digits_vlm"])
 def test_what_ran_is_what_was_said(section: str, changes: dict[str, Change]) -> None:
     """All that reads the key ran; what follows ran, too, or its inputs came out as before; and nothing else."""
     change = changes[section]

@@ -146,7 +146,7 @@ def test_a_declared_folder_ends_at_its_edge(place: Workplace, code: str) -> None
 @pytest.mark.parametrize(
     ("file", "before", "after", "message"),
     [
-        ("params.yaml", "job:", "jop:", "params.yaml has no 'job', which stage 'job' declares"),
+        ("params.yaml", "job:", "jop:", "params.yaml has no 'job', which dvc.yaml declares"),
         ("params.yaml", "lr: 5e-05", "lr: fast", "'job.lr' = 'fast' is not allowed"),
         ("params.yaml", "lr: 5e-05", "lrr: 5e-05", "did you mean 'job.lr'?"),
         ("params.yaml", "seeds:", "seeds: [", "params.yaml is not valid YAML"),

@@ -60,8 +60,8 @@ def test_a_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> N
         assert len(set(content)) == 1
 
 
-def test_files_come_sorted_and_without_caches_of_python(tmp_path: Path) -> None:
-    for name in ("b/z.txt", "a.txt", "b/__pycache__/z.pyc", "b-a.txt", "b/y/x.txt"):
+def test_files_come_sorted_and_without_what_dvc_ignores(tmp_path: Path) -> None:
+    for name in ("b/z.txt", "a.txt", "b/__pycache__/z.pyc", "b-a.txt", "b/y/x.txt", "b/.gitignore"):
         write_text(tmp_path / name, name)
     names = [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)]
     assert sorted(names) == ["a.txt", "b-a.txt", "b/y/x.txt", "b/z.txt"]

@@ -72,13 +72,13 @@ BAD: dict[str, str | bytes] = {
 def test_metrics_that_are_no_run_are_refused(tmp_path: Path, name: str) -> None:
     path, content = tmp_path / "metrics.csv", BAD[name]
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(LeverlabError, match="run the training stage again") as error:
+    with pytest.raises(LeverlabError, match="again") as error:
         read_metrics(path)
     assert str(path) in str(error.value)
 
 
 def test_missing_metrics_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(LeverlabError, match="cannot be read"):
+    with pytest.raises(LeverlabError, match="does not exist"):
         read_metrics(tmp_path / "metrics.csv")
 
 

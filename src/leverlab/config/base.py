@@ -82,6 +82,25 @@ def read_params(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_param(path: Path, key: str) -> Any:
+    """Return the value of a dotted key of a params file, mappings in it in alphabetical order: DVC does not see theirs.
+
+    Raises `LeverlabError` as `read_params`, and when the file has no such key.
+    """
+    value: Any = read_params(path)
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            raise LeverlabError(f"{path} has no '{key}', which dvc.yaml declares")
+        value = value[part]
+    return _sorted(value)
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _sorted(value[key]) for key in sorted(value, key=str)}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
+
+
 def parse_section(model: type[SectionT], name: str, data: Mapping[str, Any], where: str = "params.yaml") -> SectionT:
     """Return section `name` of `data` as a `model`.
 

@@ -22,4 +22,4 @@ class GateParams(Section):
 class ReportParams(Section):
     """What the report checks."""
 
-    gates: dict[str, GateParams]  # name -> rule, in the order of the report
+    gates: dict[str, GateParams]  # name -> rule

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from leverlab.evaluation.baselines import random_order, retrieval_orders, select
@@ -13,20 +12,6 @@ from leverlab.records import Example
 from leverlab.selector.batches import QueryBatch
 from leverlab.selector.inference import InferenceSelector
 from leverlab.vlm.scoring import DemoList, Scorer
-
-ANSWER_SCHEMA = pa.schema(
-    [
-        ("method", pa.string()),
-        ("seed", pa.int64()),
-        ("shots", pa.int64()),
-        ("question_id", pa.string()),
-        ("question_type", pa.string()),
-        ("demos", pa.list_(pa.string())),
-        ("prediction", pa.string()),
-        ("vqa_accuracy", pa.float64()),
-        ("answer_prob", pa.float32()),
-    ]
-)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from leverlab.errors import LeverlabError
@@ -27,6 +28,20 @@ METHODS = (
 )
 RETRIEVAL = ("image_sim", "text_sim", "mix", "type_sim")
 LIFT_SHOTS = 4
+
+ANSWER_SCHEMA = pa.schema(
+    [
+        ("method", pa.string()),
+        ("seed", pa.int64()),
+        ("shots", pa.int64()),
+        ("question_id", pa.string()),
+        ("question_type", pa.string()),
+        ("demos", pa.list_(pa.string())),
+        ("prediction", pa.string()),
+        ("vqa_accuracy", pa.float64()),
+        ("answer_prob", pa.float32()),
+    ]
+)
 
 _COLUMNS = ("method", "seed", "shots", "question_id", "demos", "vqa_accuracy")
 

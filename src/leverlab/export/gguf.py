@@ -32,6 +32,7 @@ _LARGEST = {  # the largest magnitude that each type can hold
     GGMLQuantizationType.F16: 65504.0,
     GGMLQuantizationType.Q8_0: 127 * 65504.0,
 }
+_LONGEST = 1 << 20  # entries of a list: more than any vocabulary has, and little enough to read
 _CHUNK = 1 << 20  # values compared at once: bounds memory on models with large vocabularies
 
 
@@ -82,14 +83,15 @@ def compare(checkpoint: Path, path: Path) -> list[TensorComparison]:
     """Return, for every tensor of the GGUF file `path`, how far its values are from those of the checkpoint folder.
 
     A value's bound is what rounding to its type may cost and no more: 0 for F32, half a unit in the last place for F16,
-    for Q8_0 half a step of its block plus the rounding of the block's scale. A tensor with `values_beyond` > 0 was not
+    for Q8_0 half a step of its block plus the rounding of the block's scale, where step and scale are those that the
+    checkpoint's values call for. A tensor with `values_beyond` > 0 was not
     exported from this checkpoint, or not correctly. Raises `LeverlabError` when the file is truncated or no GGUF, when
     a tensor is missing, unexpected, not finite or of another shape or type, and when a field (hyperparameter, token,
-    merge, template) differs.
+    merge, template) differs in type or value.
     """
     text = read_text_checkpoint(checkpoint)
     fields, tensors = _read(path)
-    file_type = fields.get("general.file_type")
+    file_type = _contents(fields["general.file_type"], path) if "general.file_type" in fields else None
     kinds = [kind for kind, (_, known) in _KINDS.items() if file_type == known]
     if not kinds:
         raise LeverlabError(f"{path}: general.file_type {file_type} is none of {', '.join(_KINDS)}; export again")
@@ -168,24 +170,46 @@ def _written_aside(out: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
             aside.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
+class _Reader(gguf.GGUFReader):
+    """The package's reader, which by itself reads on behind the end of the file, into lists of any length and depth."""
+
+    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> NDArray[Any]:
+        values = super()._get(offset, dtype, count, override_order)
+        if len(values) != count:
+            raise ValueError(f"it ends before the {count} value(s) at byte {offset}")
+        return values
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == GGUFValueType.ARRAY:
+            kind, length = int(self._get(orig_offs, np.uint32)[0]), int(self._get(orig_offs + 4, np.uint64)[0])
+            if kind == GGUFValueType.ARRAY or length > _LONGEST:
+                raise ValueError(f"it holds a list of lists or of more than {_LONGEST} entries at byte {orig_offs}")
+        return super()._get_field_parts(orig_offs, raw_type)
+
+
+def _read(path: Path) -> tuple[dict[str, gguf.ReaderField], dict[str, gguf.ReaderTensor]]:
     """Return the fields and the tensors (values mapped, not read) of a GGUF file."""
     try:
-        reader = gguf.GGUFReader(path)
-        fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-        end = max(tensor.data_offset + tensor.n_bytes for tensor in reader.tensors)
-        if path.stat().st_size != gguf.GGUFWriter.ggml_pad(end, reader.alignment):
+        with np.errstate(over="raise"):  # an offset beyond 64 bits
+            reader = _Reader(path)
+        end = reader.data_offset
+        for tensor in reader.tensors:
+            if tensor.data_offset != end:
+                raise ValueError(f"{tensor.name} lies at byte {tensor.data_offset}, not {end}")
+            end = gguf.GGUFWriter.ggml_pad(end + tensor.n_bytes, reader.alignment)
+        if path.stat().st_size != end:
             raise ValueError("its size is not what its tensors add up to")
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; export it first") from None
-    except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
+    except (OSError, ValueError, IndexError, KeyError, ArithmeticError) as error:
         raise LeverlabError(f"{path} is truncated or no GGUF file ({error}); export it again") from None
+    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
-def _compare_fields(expected: dict[str, Value], found: dict[str, Any], path: Path) -> None:
+def _compare_fields(expected: dict[str, Value], found: dict[str, gguf.ReaderField], path: Path) -> None:
     for key in sorted(expected.keys() | found.keys()):
-        wanted, value = expected.get(key), found.get(key)
+        wanted, value = expected.get(key), _contents(found[key], path) if key in found else None
         if wanted is None and key.startswith("general."):  # a name or an author changes no answer
             continue
         if isinstance(wanted, float):
@@ -201,6 +225,23 @@ def _compare_fields(expected: dict[str, Value], found: dict[str, Any], path: Pat
             raise LeverlabError(f"{path}: {key} has {count} entries, in the checkpoint {len(wanted)}; export again")
         elif wanted != value:
             raise LeverlabError(f"{path}: {key} is {value!r}, in the checkpoint {wanted!r}; export again")
+        if wanted is not None and (types := found[key].types) != _types(wanted):
+            names = ", ".join(kind.name for kind in types)
+            raise LeverlabError(f"{path}: {key} is of type {names}, which llama.cpp does not take; export again")
+
+
+def _contents(field: gguf.ReaderField, path: Path) -> Any:
+    try:
+        return field.contents()
+    except ValueError as error:
+        raise LeverlabError(f"{path}: {field.name} is no UTF-8 text ({error}); export again") from None
+
+
+def _types(value: Value) -> list[GGUFValueType]:
+    """Return the type of a field and, behind it, of a list's entries."""
+    if isinstance(value, list):
+        return [GGUFValueType.ARRAY, GGUFValueType.STRING if isinstance(value[0], str) else GGUFValueType.INT32]
+    return [_value_type(value)]
 
 
 def _errors(values: NDArray[np.float32], data: NDArray[Any], stored: GGMLQuantizationType) -> tuple[float, float, int]:
@@ -211,15 +252,16 @@ def _errors(values: NDArray[np.float32], data: NDArray[Any], stored: GGMLQuantiz
     worst, allowed, beyond = 0.0, 0.0, 0
     for start in range(0, len(rows), step):
         exact, chunk = rows[start : start + step].astype(np.float64), packed[start : start + step]
-        error = np.abs(gguf.quants.dequantize(chunk, stored).astype(np.float64) - exact)
-        bound = _bounds(exact, chunk, stored)
+        with np.errstate(all="ignore"):  # a damaged scale is told by the NaN or infinity that it makes
+            error = np.abs(gguf.quants.dequantize(chunk, stored).astype(np.float64) - exact)
+            bound = _bounds(exact, stored)
         worst = float(np.maximum(worst, error.max()))  # unlike max, it passes NaN on
         allowed = max(allowed, float(bound.max()))
-        beyond += int((error > bound).sum())
+        beyond += int((~(error <= bound)).sum())  # a NaN is beyond any bound
     return worst, allowed, beyond
 
 
-def _bounds(exact: NDArray[np.float64], packed: NDArray[Any], stored: GGMLQuantizationType) -> NDArray[np.float64]:
+def _bounds(exact: NDArray[np.float64], stored: GGMLQuantizationType) -> NDArray[np.float64]:
     """Return for every value the largest error that rounding it to `stored` can make."""
     if stored == GGMLQuantizationType.F32:
         return np.zeros_like(exact)
@@ -227,7 +269,8 @@ def _bounds(exact: NDArray[np.float64], packed: NDArray[Any], stored: GGMLQuanti
         return np.maximum(np.abs(exact) * 2.0**-11, 2.0**-25)
     # Q8_0 stores round(x / d), and d in half precision (off by `off` at most). The first costs half a step d (and a few
     # f32 roundings of a number up to 127), the second `off` for each of up to 127 steps.
-    scale = packed.reshape(len(packed), -1, 34)[..., :2].copy().view(np.float16)
+    largest = np.abs(exact.astype(np.float32)).reshape(len(exact), -1, 32).max(axis=2)
+    scale = (largest / np.float32(127)).astype(np.float16)
     off = np.spacing(scale).astype(np.float64) / 2
     per_block = (0.5 + 127 * 2.0**-22) * (scale.astype(np.float64) + off) + 127 * off
-    return np.repeat(per_block[..., 0], 32, axis=1)
+    return np.repeat(per_block, 32, axis=1)

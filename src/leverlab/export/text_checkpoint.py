@@ -4,22 +4,30 @@ Names and shapes are derived from `config.json` alone and the files are held aga
 or of another shape is an error here, and not a model that answers nonsense in llama.cpp.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from gguf import Keys
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from leverlab.errors import LeverlabError
 from leverlab.export.tokenizer_fields import Value, read_json, tokenizer_fields
 
 ARCHITECTURES = {"qwen2_5_vl": "qwen2vl", "qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama"}  # model_type → GGUF
+STORED_TYPES = ("BF16", "F16", "F32")  # safetensors' names of what float32 holds without loss
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]+\.safetensors")
+_SINGLE = np.finfo(np.float32)
+
+# What GGUF's fields can hold: uint32 and float32.
+Size = Annotated[int, Field(gt=0, lt=2**32)]
+Single = Annotated[float, Field(ge=float(_SINGLE.tiny), le=float(_SINGLE.max))]
 
 
 @dataclass(frozen=True)
@@ -63,20 +71,20 @@ class _Expected(NamedTuple):
 class _TextConfig(BaseModel):
     """The keys of `config.json` that shape the text part."""
 
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
-    hidden_size: PositiveInt
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    max_position_embeddings: PositiveInt
-    vocab_size: PositiveInt
-    rms_norm_eps: PositiveFloat
-    rope_theta: PositiveFloat
+    hidden_size: Size
+    intermediate_size: Size
+    num_hidden_layers: Size
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    max_position_embeddings: Size
+    vocab_size: Size
+    rms_norm_eps: Single
+    rope_theta: Single
     rope_type: str = "default"
-    mrope_section: list[PositiveInt] | None = None
-    head_dim: PositiveInt | None = None
+    mrope_section: list[Size] | None = None
+    head_dim: Size | None = None
     hidden_act: str = "silu"
     use_sliding_window: bool = False
 
@@ -96,7 +104,7 @@ def read_text_checkpoint(folder: Path) -> TextCheckpoint:
     """
     config = read_json(folder / "config.json")
     model_type = config.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise LeverlabError(
             f"{folder / 'config.json'}: model_type {model_type!r} cannot be exported to GGUF; "
             f"use a checkpoint of {', '.join(ARCHITECTURES)}, or llama.cpp's own converter"
@@ -105,20 +113,30 @@ def read_text_checkpoint(folder: Path) -> TextCheckpoint:
     text = _text_config(config, architecture, folder / "config.json")
     stored = _stored_tensors(folder)
     has_output = "lm_head.weight" in stored  # when it is absent, llama.cpp uses the embedding in its place
-    if not has_output and not config.get("tie_word_embeddings"):
+    if not has_output and config.get("tie_word_embeddings") is not True:
         raise LeverlabError(
             f"{folder} has no lm_head.weight and config.json does not tie it to the embedding; restore the checkpoint"
         )
-    return TextCheckpoint(
-        architecture=architecture,
-        fields=_hyperparameters(text, architecture) | tokenizer_fields(folder, text.vocab_size),
-        tensors=_match(_expected_tensors(text, architecture, has_output), stored, folder),
-    )
+    if text.num_hidden_layers > len(stored):  # before anything is made for each of them
+        raise LeverlabError(
+            f"{folder} holds {len(stored)} text tensor(s), too few for the {text.num_hidden_layers} layers of its "
+            "config.json; restore the checkpoint"
+        )
+    tensors = _match(_expected_tensors(text, architecture, has_output), stored, folder)
+    fields = _hyperparameters(text, architecture) | tokenizer_fields(folder, text.vocab_size)
+    return TextCheckpoint(architecture, fields, tensors)
+
+
+def _mapping(keys: Any, name: str, where: Path) -> dict[str, Any]:
+    if not isinstance(keys, dict):
+        raise LeverlabError(f"{where}: {name} must be a mapping, not {keys!r:.50}; restore the checkpoint's config")
+    return keys
 
 
 def _text_config(config: Mapping[str, Any], architecture: str, where: Path) -> _TextConfig:
-    text = config.get("text_config", config)  # older files of Qwen2.5-VL keep the text keys on the top floor
-    rope = text.get("rope_parameters") or {"rope_theta": text.get("rope_theta"), **(text.get("rope_scaling") or {})}
+    text = _mapping(config.get("text_config", config), "text_config", where)  # older files of Qwen2.5-VL have none
+    older = {"rope_theta": text.get("rope_theta")} | _mapping(text.get("rope_scaling") or {}, "rope_scaling", where)
+    rope = _mapping(text.get("rope_parameters") or older, "rope_parameters", where)
     rope_keys = {
         "rope_theta": rope.get("rope_theta"),
         "rope_type": rope.get("rope_type", rope.get("type", "default")),
@@ -133,7 +151,10 @@ def _text_config(config: Mapping[str, Any], architecture: str, where: Path) -> _
             "restore the checkpoint's config"
         ) from None
     sections, head = result.mrope_section, result.head_size
+    heads, groups = result.num_attention_heads, result.num_key_value_heads
     problems = {
+        f"heads {head} wide, of which rotary positions want an even number": head % 2 != 0 or head == 0,
+        f"{heads} heads that cannot share {groups} heads of keys evenly": heads % groups != 0,
         f"rope type '{result.rope_type}' (only default and mrope)": result.rope_type not in ("default", "mrope"),
         f"activation '{result.hidden_act}' (only silu)": result.hidden_act != "silu",
         "sliding-window attention": result.use_sliding_window,
@@ -240,14 +261,27 @@ def _stored_tensors(folder: Path) -> dict[str, TextTensor]:
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
             raise LeverlabError(f"{index} names no shards under 'weight_map'; restore the checkpoint")
-        files = [folder / str(name) for name in sorted(set(shards.values()))]
-    tensors = {}
+        for name in shards.values():
+            if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
+                raise LeverlabError(f"{index}: shard {name!r:.80} is no safetensors file beside it; restore the index")
+        files = [folder / name for name in sorted(set(shards.values()))]
+    tensors: dict[str, TextTensor] = {}
     for file in files:
         with _opened(file) as opened:
             for source in opened.keys():  # noqa: SIM118 - not a mapping
                 name = source
                 for prefix in ("model.", "language_model.", "model."):  # both orders exist in Qwen2.5-VL's files
                     name = name.removeprefix(prefix)
-                if not name.startswith("visual."):
-                    tensors[name] = TextTensor(file, source, tuple(opened.get_slice(source).get_shape()))
+                if name.startswith("visual."):
+                    continue
+                if name in tensors:
+                    raise LeverlabError(
+                        f"{file}: {source} is also {tensors[name].source} of {tensors[name].file}; remove one of them"
+                    )
+                values = opened.get_slice(source)
+                if values.get_dtype() not in STORED_TYPES:
+                    raise LeverlabError(
+                        f"{file}: {source} is of type {values.get_dtype()}, not {', '.join(STORED_TYPES)}; restore it"
+                    )
+                tensors[name] = TextTensor(file, source, tuple(values.get_shape()))
     return tensors

@@ -17,10 +17,10 @@ from dvc.dependency.param import ParamsDependency
 from rich.text import Text
 from rich.tree import Tree
 
-from leverlab.config.base import read_params
+from leverlab.config.base import read_param
 from leverlab.errors import LeverlabError
 from leverlab.files import digest, files_below
-from leverlab.pipeline.resolved import declared_values, open_pipeline, record_path
+from leverlab.pipeline.resolved import open_pipeline, record_path
 
 SAME, CHANGED, ABSENT = "✓", "changed since", "absent"
 RAW_SECTION = "data"  # the params that say which raw rows are loaded
@@ -146,11 +146,7 @@ class _Walk:
     def _declared_params(self, name: str) -> dict[str, Any]:
         """Return the params that `dvc.yaml` declares, keyed 'file:key' as in a record, as they are now."""
         declared = [dep for dep in self.stages[name].deps if isinstance(dep, ParamsDependency)]
-        return {
-            f"{dep.def_path}:{key}": value
-            for dep in declared
-            for key, value in declared_values(read_params(Path(dep.fs_path)), dep.params).items()
-        }
+        return {f"{dep.def_path}:{key}": read_param(Path(dep.fs_path), key) for dep in declared for key in dep.params}
 
     def _files(self, name: str) -> list[Any]:
         return [dep for dep in self.stages[name].deps if not isinstance(dep, ParamsDependency)]

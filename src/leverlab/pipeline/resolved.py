@@ -1,7 +1,7 @@
-"""The stages of all `dvc.yaml` as DVC resolves them, and the values of the params that they declare."""
+"""The stages of all `dvc.yaml` as DVC resolves them."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,3 @@ def address(stage: Any, root: Path) -> str:
 def record_path(stage: Any) -> Path:
     """Return where the stage's last run left its provenance record; the file may not exist."""
     return Path(stage.path).parent / "provenance" / f"{stage.name}.json"
-
-
-def declared_values(params: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    """Return the value of each dotted key. Raises `LeverlabError` for one that `params` do not have."""
-    found = {}
-    for key in keys:
-        value: Any = params
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                raise LeverlabError(f"the params have no '{key}', which dvc.yaml declares")
-            value = value[part]
-        found[key] = value
-    return found

@@ -20,11 +20,11 @@ from dvc.dependency.param import ParamsDependency
 from rich.table import Table
 from ruamel.yaml import YAML
 
-from leverlab.config.base import read_params, read_yaml
+from leverlab.config.base import read_param, read_yaml
 from leverlab.errors import LeverlabError
 from leverlab.files import files_below
 from leverlab.pipeline.compare import largest_difference
-from leverlab.pipeline.resolved import declared_values, open_pipeline
+from leverlab.pipeline.resolved import open_pipeline
 
 TAIL_LINES = 20
 
@@ -164,16 +164,14 @@ def _lay_out(stage: Any, root: Path, copy: Path) -> None:
         if not source.is_relative_to(root):
             raise LeverlabError(f"'{dep.def_path}' lies outside of the repository; a stage that reads it has no copy")
         if isinstance(dep, ParamsDependency):
-            values = declared_values(read_params(source), dep.params)
+            values = {key: read_param(source, key) for key in dep.params}
             _write_yaml(copy / source.relative_to(root), _nested(values))
             continue
-        # what DVC hashes, without files that .dvcignore names, and the .gitignore files that a stage counts among them
+        # what DVC hashes, without files that .dvcignore names
         for file in [str(source)] if source.is_file() else dep.repo.dvcignore.find(dep.fs, dep.fs_path):
             target = copy / Path(file).relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
-        for kept in source.rglob(".gitignore"):
-            shutil.copy(kept, copy / kept.relative_to(root))
     _write_yaml(copy / os.path.relpath(stage.path, root), {"stages": dict([_entry(stage)])})
     (copy / os.path.relpath(stage.wdir, root)).mkdir(parents=True, exist_ok=True)
     if (root / ".dvcignore").exists():
@@ -207,7 +205,6 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 def _write_yaml(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     yaml: Any = YAML(typ="safe")
-    yaml.sort_base_mapping_type_on_output = False  # a stage may write what it reads in the order of the params file
     yaml.dump(dict(data), path)
 
 

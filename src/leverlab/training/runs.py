@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from leverlab.csvfile import read_csv
 from leverlab.errors import LeverlabError
 from leverlab.selector.checkpoints import load_selector
 from leverlab.selector.network import Selector
@@ -19,17 +20,7 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
     Raises `LeverlabError` when the file is missing, cut or damaged, or lacks a column.
     """
-    try:
-        if not path.read_bytes().endswith(b"\n"):
-            raise ValueError("its last line is cut")
-        rows = pd.read_csv(path)
-        if not isinstance(rows.index, pd.RangeIndex):  # what pandas makes of rows with one field more than the header
-            raise ValueError("its rows have more fields than its header")
-    except (OSError, ValueError, OverflowError) as error:
-        raise LeverlabError(f"{path} cannot be read ({error}); run the training stage again") from None
-    missing = set(COLUMNS) - set(rows.columns)
-    if missing or rows.empty or rows["val_accuracy"].isna().any():
-        raise LeverlabError(f"{path} holds no whole run (lacking {sorted(missing)}); run the training stage again")
+    rows = read_csv(path, COLUMNS)
     numbers = all(rows[name].dtype.kind in "if" and not np.isinf(rows[name]).any() for name in COLUMNS)
     if (
         not numbers
