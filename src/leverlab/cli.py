@@ -114,6 +114,41 @@ def lineage(
 
 
 @app.command()
+def health(
+    file: Annotated[Path, typer.Argument(help="A groups file, such as data/rl/groups.parquet.")],
+    prepared: Annotated[
+        Path | None,
+        typer.Option(help="The prepared data that the groups were made from; data/prepared when none is given."),
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Leave out the checks on candidates and pool.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as reports/health.json has them.")
+    ] = False,
+) -> None:
+    """Check a groups file against the health limits of params.yaml; code 1 when one is broken."""
+    if alone and prepared is not None:
+        raise typer.BadParameter("give --prepared or --alone, not both")
+    import dataclasses
+    import json
+    import os
+
+    from rich.console import Console
+
+    from leverlab.evaluation.health import failures
+    from leverlab.pipeline.groups_health import groups_health, render
+
+    root = repository_root()
+    of_the_repository = Path(os.path.relpath(root / "data/prepared"))
+    findings = groups_health(root, file, None if alone else prepared or of_the_repository)
+    if as_json:
+        typer.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=2))
+    else:
+        width = None if sys.stdout.isatty() else 1000  # a file or a pipe gets whole lines
+        Console(width=width).print(render(file, findings))
+    raise typer.Exit(1 if failures(findings) else 0)
+
+
+@app.command()
 def verify(
     stages: Annotated[
         list[str] | None,
