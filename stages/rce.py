@@ -13,7 +13,6 @@ from leverlab.config.reward import RewardParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.rl.losses import rce_weights
 from leverlab.rl.rewards import mode_rewards, trajectory_reward
-from leverlab.rl.schedules import schedule_value
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.groups import read_groups
 from leverlab.training.imitation import imitation_losses, updates_per_epoch
@@ -33,15 +32,15 @@ def body(stage: Stage, seed: int) -> None:
     validator = Validator(data.queries, data.splits["val"], scorer, shots)
     selector = load_epoch(stage.dep(f"models/sft/{seed}"), params.init)
     start = copy.deepcopy(selector)
-    rewards = {
-        group.query_id: trajectory_reward(mode_rewards(reward.mode, group.terms, reward.weights), reward.shot_weights)
-        for group in groups
-    }
+    terms = {group.query_id: group.terms for group in groups}
 
     def weights(query_ids: Sequence[str], epoch: int) -> Tensor:
         progress = (epoch - 1) / max(params.epochs - 1, 1)
-        tau = schedule_value("linear", params.tau_start, params.tau_end, progress)
-        return rce_weights(torch.from_numpy(np.stack([rewards[query] for query in query_ids])), tau)
+        rewards = [
+            trajectory_reward(mode_rewards(reward.mode, terms[query], reward.weights_at(progress)), reward.shot_weights)
+            for query in query_ids
+        ]
+        return rce_weights(torch.from_numpy(np.stack(rewards)), params.tau.at(progress))
 
     lists = {group.query_id: group.lists for group in groups}
     losses = imitation_losses(selector, data.queries, lists, weights, params.batch, seed)

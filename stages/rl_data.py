@@ -55,7 +55,7 @@ def collect(task: list[tuple[str, list[tuple[str, ...]]]]) -> list[tuple[str, Be
         retrieved = retrieval_lists(batch, Worker.types, shots)
         lists = [*(demos for demos, _ in beams), *(found[0] for found in retrieved.values()), *random]
         sources = ["beam"] * len(beams) + ["retrieval"] * len(retrieved) + ["random"] * len(random)
-        found.append((query_id, beams, build_group(Worker.scorer, Worker.examples[query_id], lists, sources)))
+        found.append((query_id, beams, build_group(Worker.scorer, batch, Worker.examples[query_id], lists, sources)))
     return found
 
 
@@ -93,7 +93,7 @@ def body(stage: Stage) -> None:
 
 
 def health(data: Prepared, groups: list[Group], params: RlDataParams, reward: RewardParams) -> list[Finding]:
-    """Return the findings of the health report."""
+    """Return the findings of the health report; a reward weight that moves counts as it is in the beginning."""
     table = pd.DataFrame(
         [
             {"query_id": group.query_id, "source": group.sources[g], "demos": list(group.lists[g])}
@@ -110,7 +110,7 @@ def health(data: Prepared, groups: list[Group], params: RlDataParams, reward: Re
     )
     rewards = np.concatenate(
         [
-            trajectory_reward(mode_rewards(reward.mode, group.terms, reward.weights), reward.shot_weights)
+            trajectory_reward(mode_rewards(reward.mode, group.terms, reward.weights_at(0.0)), reward.shot_weights)
             for group in groups
         ]
     )

@@ -49,10 +49,11 @@ def score_run(task: tuple[str, int]) -> list[Row]:
     method, seed = task
     folder = run_folders(seed)[method]
     reference = load_epoch(Path(f"models/sft/{seed}"), "best") if method != "sft" else None
-    epochs = [int(epoch) for epoch in read_metrics(folder / "metrics.csv")["epoch"]]
+    recorded = read_metrics(folder / "metrics.csv")
+    sound = recorded["sound"] if "sound" in recorded else [True] * len(recorded)
     return [
-        {"epoch": epoch, **Worker.validator(load_selector(folder / checkpoint_name(epoch)), reference)}
-        for epoch in epochs
+        {"epoch": epoch, "sound": kept, **Worker.validator(load_selector(folder / checkpoint_name(epoch)), reference)}
+        for epoch, kept in zip(recorded["epoch"].tolist(), sound, strict=True)
     ]
 
 

@@ -141,6 +141,18 @@ def verify(
     raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
 
 
+@app.command()
+def gate() -> None:
+    """Print the acceptance rules of the last report; fail when one of them failed."""
+    from rich.console import Console
+
+    from leverlab.pipeline import gate as acceptance
+
+    gates = acceptance.read_gates(repository_root())
+    Console(markup=False, highlight=False).print(acceptance.table(gates))
+    raise typer.Exit(0 if all(rule.passed for rule in gates) else 1)
+
+
 plan = typer.Typer(no_args_is_help=True, help="Named sets of params overrides.")
 app.add_typer(plan, name="plan")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from leverlab.records import Example
+from leverlab.selector.architecture import Architecture
 from leverlab.selector.batches import QueryData
 from leverlab.selector.candidates import Candidates, CandidateSet
 from leverlab.selector.features import FeatureTable
@@ -83,7 +84,7 @@ class Toy:
     def selector(seed: int = 0, dropout: float = 0.0, sharpness: float = 1.0) -> Selector:
         """A random selector; `sharpness` scales its logits."""
         torch.manual_seed(seed)
-        selector = Selector(WIDTHS, 16, dropout)
+        selector = Selector(WIDTHS, Architecture(16, "gru", "dot", False), dropout)
         with torch.no_grad():
             selector.read.weight.mul_(sharpness)
         return selector

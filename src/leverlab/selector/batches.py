@@ -46,6 +46,21 @@ class QueryBatch:
             for candidates, lists in zip(self.candidate_ids, picks_BGT.tolist(), strict=True)
         ]
 
+    def relevance(self, picks_BGT: Tensor) -> NDArray[np.float64]:
+        """Return how similar the demos of every prefix of the lists are to the query, (B, G, T), in [0, 1].
+
+        The mean over the demos of the mean cosine of image and question features, and 0 where that is negative.
+        """
+        similar = [
+            torch.nn.functional.cosine_similarity(query[:, None].double(), demos.double(), dim=-1)
+            for query, demos in zip(self.query, self.demos[:2], strict=True)
+        ]
+        similar_BK = (similar[0] + similar[1]) / 2
+        picked_BGT = similar_BK[:, None].expand(-1, picks_BGT.shape[1], -1).gather(2, picks_BGT)
+        counts_T = torch.arange(1, picks_BGT.shape[2] + 1, dtype=torch.float64)
+        relevance: NDArray[np.float64] = (picked_BGT.cumsum(-1) / counts_T).clamp(0, 1).numpy()
+        return relevance
+
 
 class QueryData:
     """The features of all examples and the candidates of all queries."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from leverlab.errors import LeverlabError
 from leverlab.records import read_table, write_table
 
-TERMS = ("beam_score", "correct", "vqa_accuracy", "answer_prob")
+TERMS = ("beam_score", "correct", "vqa_accuracy", "answer_prob", "relevance")
 _ROUNDING = 1e-5  # probabilities are exponents of float32 sums
 _FLOATS = pa.list_(pa.float32())
 BEAM_SCHEMA = pa.schema(

@@ -43,6 +43,8 @@ def choose_epoch(rows: pd.DataFrame, strategy: str, max_kl: float = float("inf")
         return int(rows["epoch"].iloc[-1])
     if strategy == "val_loss":
         return int(rows.loc[rows["val_loss"].idxmin(), "epoch"])
+    if "sound" in rows:
+        rows = rows[rows["sound"]]
     allowed = rows[rows["kl"].fillna(0.0) <= max_kl] if strategy == "kl" else rows
     if allowed.empty:
         raise LeverlabError(f"no epoch stays within select_best.max_kl = {max_kl} nats per pick; raise it")
