@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -57,7 +58,7 @@ def body(stage: Stage) -> None:
             **choice.model_dump(),
             "shots": shots,
             "widths": list(selector.widths),
-            "width": selector.width,
+            **asdict(selector.architecture),
             "pool": pool_digest,
         }
         folders = [stage.out("models/selectors") / name]

@@ -7,6 +7,7 @@ import torch
 from leverlab.config.selector import SelectorParams
 from leverlab.config.sft import SftParams
 from leverlab.config.vlm import EvalParams, VlmParams
+from leverlab.selector.architecture import Architecture
 from leverlab.selector.network import Selector
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.groups import read_beams
@@ -20,13 +21,13 @@ from leverlab.training.validation import Validator
 def body(stage: Stage, seed: int) -> None:
     """Train one seed and write a checkpoint of every epoch."""
     vlm, shots = stage.section("vlm", VlmParams), stage.section("eval", EvalParams).shots
-    params, architecture = stage.section("sft", SftParams), stage.section("selector", SelectorParams)
+    params, policy = stage.section("sft", SftParams), stage.section("selector", SelectorParams)
     data = Prepared(stage.dep("data/prepared"), ["train", "val"])
     beams = read_beams(stage.dep("data/rl/beams.parquet"), shots)
     scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", vlm)
     validator = Validator(data.queries, data.splits["val"], scorer, shots)
     torch.manual_seed(seed)
-    selector = Selector(data.queries.widths, architecture.width, architecture.dropout)
+    selector = Selector(data.queries.widths, Architecture.of(policy), policy.dropout)
     data.queries.standardise(selector, [demo.id for demo in data.pool], [query.id for query in data.splits["train"]])
     width = len(next(iter(beams.values())))
     losses = imitation_losses(selector, data.queries, beams, uniform_weights(width), params.batch, seed)

@@ -2,10 +2,11 @@
 
     v, q, a   linear projections of image, question and answer features, shared between query and candidates
     h_0     = v * 2 sigmoid(G q) + q + mix_query[v, q]
-    z_k     = v_k + q_k + a_k + mix_demo[v_k, q_k, a_k],  key_k = K z_k
-    logit   = <norm(h_t), key_k> / sqrt(width), candidates already picked excluded
-    h_{t+1} = GRU(z of the pick, h_t)
+    z_k     = v_k + q_k + a_k + mix_demo[v_k, q_k, a_k]
+    logit   = score(read(norm(h_t)), key(z_k)) - penalty(z_k, z of the picks), candidates already picked excluded
+    h_{t+1} = update(z of the pick, h_t)
 
+`leverlab.selector.parts` has the forms of the head (key, read, score), of the penalty, if any, and of the update.
 Linear shared projections beat deeper ones by 2 to 10 points on the embedded world. Features are standardised with
 statistics that are part of the checkpoint, so that training and inference cannot differ in them.
 
@@ -17,6 +18,9 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+
+from leverlab.selector.architecture import Architecture
+from leverlab.selector.parts import RedundancyPenalty, head_parts, state_update
 
 FEATURES = ("image", "question", "answer")
 
@@ -31,11 +35,15 @@ class Encoded:
 
 
 class Selector(nn.Module):
-    """The policy. `widths` are the feature widths of image, question and answer."""
+    """The policy.
 
-    def __init__(self, widths: tuple[int, int, int], width: int, dropout: float):
+    `widths` are the feature widths of image, question and answer, `dropout` is on the image features while it trains.
+    """
+
+    def __init__(self, widths: tuple[int, int, int], architecture: Architecture, dropout: float):
         super().__init__()
-        self.widths, self.width = widths, width
+        self.widths, self.architecture = widths, architecture
+        width = architecture.width
         for name, size in zip(FEATURES, widths, strict=True):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_scale", torch.ones(size))
@@ -46,10 +54,14 @@ class Selector(nn.Module):
         self.gate = nn.Linear(width, width)
         self.mix_query = _mixer(2 * width, width)
         self.mix_demo = _mixer(3 * width, width)
-        self.key = nn.Linear(width, width)
+        # the order of what follows is the order of random draws, and so decides the initial weights
+        key, read, score = head_parts(architecture.head, width)
+        self.key = key
         self.norm = nn.LayerNorm(width)
-        self.read = nn.Linear(width, width)
-        self.update = nn.GRUCell(width, width)
+        self.read = read
+        self.update = state_update(architecture.state, width)
+        self.score = score
+        self.mmr = RedundancyPenalty() if architecture.mmr else None
 
     def set_statistics(self, name: str, values_ND: Tensor) -> None:
         """Take mean and standard deviation of the feature `name` from `values_ND`; a constant feature is left
@@ -70,14 +82,18 @@ class Selector(nn.Module):
         return Encoded(demo_BKW, self.key(demo_BKW), state_BW)
 
     def logits(self, encoded: Encoded, state_BGW: Tensor, picked_BGK: Tensor) -> Tensor:
-        """Return the logits of the next pick (B, G, K); candidates that `picked_BGK` marks get -inf."""
-        read_BGW = self.read(self.norm(state_BGW))
-        logits_BGK = torch.einsum("bgw,bkw->bgk", read_BGW, encoded.key_BKW) / self.width**0.5
+        """Return the logits of the next pick (B, G, K).
+
+        `picked_BGK` marks the candidates already picked, equally many in every list; they get -inf.
+        """
+        logits_BGK: Tensor = self.score(self.read(self.norm(state_BGW)), encoded.key_BKW)
+        if self.mmr is not None:
+            logits_BGK = logits_BGK - self.mmr(encoded.demo_BKW, picked_BGK)
         return logits_BGK.masked_fill(picked_BGK, float("-inf"))
 
     def advance(self, encoded: Encoded, state_BGW: Tensor, pick_BG: Tensor) -> Tensor:
         """Return the states after the picks `pick_BG` (positions among the candidates)."""
-        index = pick_BG[..., None].expand(-1, -1, self.width)
+        index = pick_BG[..., None].expand(-1, -1, encoded.demo_BKW.shape[-1])
         chosen_BGW = encoded.demo_BKW.gather(1, index)
         return cast(Tensor, self.update(chosen_BGW.flatten(0, 1), state_BGW.flatten(0, 1)).view_as(state_BGW))
 
