@@ -16,7 +16,6 @@ from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.parallel import run_tasks
 from leverlab.rl.kl import adapt_beta
-from leverlab.rl.rewards import mode_rewards
 from leverlab.selector.network import Selector
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.groups import read_groups
@@ -24,7 +23,8 @@ from leverlab.training.grpo import Curriculum, Grpo, Objective, Practice, Reject
 from leverlab.training.imitation import updates_per_epoch
 from leverlab.training.loop import Optimisation, Row, describe, train
 from leverlab.training.prepared import Prepared
-from leverlab.training.rollouts import OnlineRollouts, StoredRollouts, Terms
+from leverlab.training.reward import Terms, list_reward, prefix_reward, terms_read
+from leverlab.training.rollouts import OnlineRollouts, StoredRollouts
 from leverlab.training.runs import load_epoch, publish_run
 from leverlab.training.validation import Validator
 from leverlab.vlm.scoring import Scorer
@@ -89,7 +89,7 @@ def make_rollouts(arm: Arm, data: Prepared, scorer: Scorer) -> Rollouts:
     """Return where the arm's trajectories come from."""
 
     def reward(terms: Terms, progress: float) -> NDArray[np.float64]:
-        return np.asarray(mode_rewards(arm.reward.mode, terms, arm.reward.weights_at(progress)), np.float64)
+        return prefix_reward(arm.reward, terms, progress)
 
     if arm.params.rollouts == "offline":
         return StoredRollouts(data.queries, read_groups(GROUPS, arm.shots), reward)
@@ -99,7 +99,7 @@ def make_rollouts(arm: Arm, data: Prepared, scorer: Scorer) -> Rollouts:
         scorer,
         reward,
         lambda query, text: vqa_accuracy(text, answers[query]),
-        arm.reward.terms(),
+        terms_read(arm.reward),
         list(answers),
         arm.seed,
     )
@@ -110,10 +110,8 @@ def make_curriculum(arm: Arm) -> Curriculum | None:
     params, reward = arm.params.curriculum, arm.reward
     if params.epochs == 0:
         return None
-    rewards = {
-        group.query_id: mode_rewards(reward.mode, group.terms, reward.weights_at(0.0)).mean()
-        for group in read_groups(GROUPS, arm.shots)
-    }
+    groups = read_groups(GROUPS, arm.shots)
+    rewards = {group.query_id: list_reward(reward, group.terms, 0.0).mean() for group in groups}
     easy = sorted(rewards, key=lambda query: (-rewards[query], query))[: math.ceil(params.queries * len(rewards))]
     return Curriculum(params.epochs, frozenset(easy), params.keep)
 

@@ -12,12 +12,12 @@ from leverlab.config.rce import RceParams
 from leverlab.config.reward import RewardParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.rl.losses import rce_weights
-from leverlab.rl.rewards import mode_rewards, trajectory_reward
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.groups import read_groups
 from leverlab.training.imitation import imitation_losses, updates_per_epoch
 from leverlab.training.loop import Optimisation, describe, train
 from leverlab.training.prepared import Prepared
+from leverlab.training.reward import list_reward
 from leverlab.training.runs import load_epoch, publish_run
 from leverlab.training.validation import Validator
 
@@ -36,10 +36,7 @@ def body(stage: Stage, seed: int) -> None:
 
     def weights(query_ids: Sequence[str], epoch: int) -> Tensor:
         progress = (epoch - 1) / max(params.epochs - 1, 1)
-        rewards = [
-            trajectory_reward(mode_rewards(reward.mode, terms[query], reward.weights_at(progress)), reward.shot_weights)
-            for query in query_ids
-        ]
+        rewards = [list_reward(reward, terms[query], progress) for query in query_ids]
         return rce_weights(torch.from_numpy(np.stack(rewards)), params.tau.at(progress))
 
     lists = {group.query_id: group.lists for group in groups}

@@ -15,11 +15,11 @@ from leverlab.evaluation.health import Finding, failures, health_report, raise_o
 from leverlab.files import write_text
 from leverlab.parallel import run_tasks
 from leverlab.records import Example
-from leverlab.rl.rewards import mode_rewards, trajectory_reward
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.collect import Beams, beam_search, build_group, random_lists, retrieval_lists
 from leverlab.training.groups import TERMS, Group, write_beams, write_groups
 from leverlab.training.prepared import Prepared
+from leverlab.training.reward import list_reward
 from leverlab.vlm.scoring import Scorer
 
 PREPARED = Path("data/prepared")
@@ -108,12 +108,7 @@ def health(data: Prepared, groups: list[Group], params: RlDataParams, reward: Re
             for group in groups
         ]
     )
-    rewards = np.concatenate(
-        [
-            trajectory_reward(mode_rewards(reward.mode, group.terms, reward.weights_at(0.0)), reward.shot_weights)
-            for group in groups
-        ]
-    )
+    rewards = np.concatenate([list_reward(reward, group.terms, 0.0) for group in groups])
     pools = {"data/prepared/pool.parquet": [demo.id for demo in data.pool]}
     return health_report(table, offered, pools, params.health, rewards)
 

@@ -167,32 +167,49 @@ def plan_list() -> None:
         typer.echo(f"{name}: {load_plan(root, name).title}")
 
 
-@plan.command("show")
-def plan_show(name: str) -> None:
-    """Print a plan, and the command that runs it."""
-    from leverlab.config.base import read_params
-    from leverlab.pipeline.plans import experiment_command, load_plan, overridden
+Base = Annotated[str | None, typer.Option(help="Another plan to put under this one: the same idea at its size.")]
 
-    root = repository_root()
-    chosen = load_plan(root, name)
-    overridden(read_params(root / "params.yaml"), chosen.overrides)
-    typer.echo(
-        f"{chosen.title}\n{chosen.hypothesis}\naccept: {chosen.accept}\n{shlex.join(experiment_command(name, chosen))}"
-    )
+
+@plan.command("show")
+def plan_show(name: str, base: Base = None) -> None:
+    """Print a plan, and the command that runs it."""
+    from leverlab.pipeline.plans import experiment_command, load_experiment
+
+    found = load_experiment(repository_root(), name, base)
+    typer.echo(f"{found.plan.title}\n{found.plan.hypothesis}")
+    typer.echo(f"judged against: {found.parent or 'params.yaml as it is'}\naccept: {found.plan.accept}")
+    typer.echo(f"changes: {', '.join(found.changed)}")
+    if found.warning:
+        typer.echo(f"warning: {found.warning}")
+    typer.echo(shlex.join(experiment_command(found)))
 
 
 @plan.command("run")
-def plan_run(name: str) -> None:
+def plan_run(name: str, base: Base = None) -> None:
     """Print and run the DVC experiment of a plan."""
-    from leverlab.config.base import read_params
-    from leverlab.pipeline.plans import experiment_command, load_plan, overridden
+    raise typer.Exit(_run_plan(name, base, queue=False))
+
+
+@plan.command("queue")
+def plan_queue(names: list[str], base: Base = None) -> None:
+    """Put the DVC experiments of plans into DVC's queue; `dvc queue start` works it off."""
+    for name in names:
+        code = _run_plan(name, base, queue=True)
+        if code != 0:
+            raise typer.Exit(code)
+    typer.echo("start the queue with: dvc queue start")
+
+
+def _run_plan(name: str, base: str | None, queue: bool) -> int:
+    from leverlab.pipeline.plans import experiment_command, load_experiment
 
     root = repository_root()
-    chosen = load_plan(root, name)
-    overridden(read_params(root / "params.yaml"), chosen.overrides)
-    command = experiment_command(name, chosen)
+    found = load_experiment(root, name, base)
+    if found.warning:
+        typer.echo(f"leverlab: warning: {found.warning}", err=True)
+    command = experiment_command(found, queue)
     typer.echo(shlex.join(command))
-    raise typer.Exit(subprocess.run(command, cwd=root, check=False).returncode)
+    return subprocess.run(command, cwd=root, check=False).returncode
 
 
 def repository_root() -> Path:

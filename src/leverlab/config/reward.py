@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from leverlab.config.base import Number, Section
 from leverlab.config.schedule import Schedule
-from leverlab.rl.rewards import REWARD_MODES, WEIGHTED_MODES, RewardMode, required_terms
+from leverlab.rl.rewards import REWARD_MODES, WEIGHTED_MODES, RewardMode
 
 
 class RewardParams(Section):
@@ -25,12 +25,3 @@ class RewardParams(Section):
                 f"Reward mode '{data.get('mode')}' has fixed weights and would not read these; set weights to null"
             )
         return data
-
-    def weights_at(self, progress: float) -> dict[str, float] | None:
-        """Return the weights at `progress`, the share of the training that is over, in [0, 1]."""
-        return None if self.weights is None else {name: weight.at(progress) for name, weight in self.weights.items()}
-
-    def terms(self) -> tuple[str, ...]:
-        """Return the names of the terms that are weighted at any time."""
-        largest = {name: weight.largest() for name, weight in (self.weights or {}).items()}
-        return required_terms(self.mode, None if self.weights is None else largest)

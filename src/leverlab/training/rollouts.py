@@ -1,6 +1,6 @@
 """Trajectories to learn from: sampled from the policy and scored by the VLM, or read from stored groups."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,9 +13,9 @@ from leverlab.selector.batches import QueryBatch, QueryData
 from leverlab.selector.decoding import sample
 from leverlab.selector.network import Selector
 from leverlab.training.groups import Group
+from leverlab.training.reward import Terms
 from leverlab.vlm.scoring import DemoList, Scorer
 
-Terms = Mapping[str, NDArray[np.float64]]
 # Reward of every prefix, (..., T), from the reward terms of every prefix and the progress of training in [0, 1]
 PrefixReward = Callable[[Terms, float], NDArray[np.float64]]
 
