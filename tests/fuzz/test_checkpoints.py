@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import nn
 
+from leverlab.config.schedule import Schedule
 from leverlab.export.selector import inference_tensors
 from leverlab.selector.architecture import Architecture
 from leverlab.selector.checkpoints import FORMAT, load_selector, save_selector
@@ -181,7 +182,7 @@ def flat_state(module: nn.Module) -> list[float]:
 
 def test_resume_state(tmp_path: Path, tally: Maker) -> None:
     """A run that is resumed after its last epoch ends with the weights and rows that were saved."""
-    settings = Optimisation(epochs=1, updates_per_epoch=1, lr=0.1, weight_decay=0.0, warmup=0.0, grad_clip=1.0, seed=0)
+    settings = Optimisation(1, 1, Schedule.model_validate(0.1), 0.0, 0.0, 1.0, 0)
 
     def losses(selector: Selector) -> Callable[[int, Sequence[Row]], Iterator[Callable[[], Loss]]]:
         def closures(epoch: int, rows: Sequence[Row]) -> Iterator[Callable[[], Loss]]:

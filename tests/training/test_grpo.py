@@ -495,6 +495,9 @@ def test_queries_that_failed_come_again(toy: Any) -> None:
     again = Practice()
     again.load_state_dict(state)
     assert again.success == practice.success
+    for damaged in ({"q0": 1.5}, {"q0": float("nan")}, {3: 0.5}):
+        with pytest.raises(ValueError, match="success from 0 to 1"):
+            again.load_state_dict(damaged)  # type: ignore[arg-type]
 
 
 def test_a_curriculum_draws_the_easy_queries_first_and_keeps_best_and_worst(toy: Any) -> None:

@@ -137,7 +137,9 @@ class Practice:
         return dict(self.success)
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take over a state."""
+        """Take over a state. Raises `ValueError` when it is none."""
+        if not all(isinstance(query, str) and 0 <= value <= 1 for query, value in state.items()):
+            raise ValueError("it must hold a success from 0 to 1 for each query")
         self.success = dict(state)
 
 
