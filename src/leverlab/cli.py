@@ -114,6 +114,80 @@ def lineage(
 
 
 @app.command()
+def compare(
+    names: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Experiments, Git revisions, or 'workspace'; two or more.")
+    ],
+    method: Annotated[str, typer.Option(help="The method whose answers are compared.")] = "grpo",
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page to this file, too.")] = None,
+) -> None:
+    """Compare runs question by question: params, accuracy, paired differences, tests, agreement of picks."""
+    if as_json and as_markdown:
+        raise typer.BadParameter("give --json or --markdown, not both")
+    import json
+
+    from rich.console import Console
+
+    from leverlab.files import write_text
+    from leverlab.pipeline import compare_runs_report as shown
+    from leverlab.pipeline.answers_of import read_run
+    from leverlab.pipeline.compare_runs import compare as compared
+
+    root = repository_root()
+    comparison = compared([read_run(root, name) for name in names], method)
+    if html:
+        write_text(html, shown.to_html(comparison))
+    if as_json:
+        typer.echo(json.dumps(shown.as_dict(comparison), indent=2, ensure_ascii=False))
+    elif as_markdown:
+        typer.echo(shown.to_markdown(comparison), nl=False)
+    else:
+        width = None if sys.stdout.isatty() else 200  # a file or a pipe gets whole lines
+        console = Console(width=width, markup=False, highlight=False)
+        for table in shown.tables(comparison):
+            console.print(table)
+        for line in (*comparison.warnings, *shown.sentences(comparison)):
+            console.print(line, soft_wrap=True)
+
+
+@app.command()
+def health(
+    file: Annotated[Path, typer.Argument(help="A groups file, such as data/rl/groups.parquet.")],
+    prepared: Annotated[
+        Path | None,
+        typer.Option(help="The prepared data that the groups were made from; data/prepared when none is given."),
+    ] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Leave out the checks on candidates and pool.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the findings as reports/health.json has them.")
+    ] = False,
+) -> None:
+    """Check a groups file against the health limits of params.yaml; code 1 when one is broken."""
+    if alone and prepared is not None:
+        raise typer.BadParameter("give --prepared or --alone, not both")
+    import dataclasses
+    import json
+    import os
+
+    from rich.console import Console
+
+    from leverlab.evaluation.health import failures
+    from leverlab.pipeline.groups_health import groups_health, render
+
+    root = repository_root()
+    of_the_repository = Path(os.path.relpath(root / "data/prepared"))
+    findings = groups_health(root, file, None if alone else prepared or of_the_repository)
+    if as_json:
+        typer.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=2))
+    else:
+        width = None if sys.stdout.isatty() else 1000  # a file or a pipe gets whole lines
+        Console(width=width).print(render(file, findings))
+    raise typer.Exit(1 if failures(findings) else 0)
+
+
+@app.command()
 def verify(
     stages: Annotated[
         list[str] | None,

@@ -1,0 +1,181 @@
+"""The answers and the params of a run, read through DVC where they lie: nothing is checked out."""
+
+import difflib
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.repo.experiments.utils import exp_refs
+from dvc.scm import RevError, resolve_rev
+from dvc.utils.serialize import parse_yaml
+from dvc_data.index import DataIndexDirError
+
+from leverlab.errors import LeverlabError
+from leverlab.evaluation.summary import ANSWER_SCHEMA
+
+ANSWERS = "data/answers.parquet"
+TEST_SET = "data/prepared/test.parquet"
+PARAMS = "params.yaml"
+WORKSPACE = "workspace"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run answered, and with which params.
+
+    `revision` is the whole commit id, None for the workspace. `answers` has the columns of `ANSWER_SCHEMA`. `test_set`
+    is a digest of the test questions themselves, None when they cannot be read. `warnings` are sentences.
+    """
+
+    name: str
+    revision: str | None
+    params: Mapping[str, Any]
+    answers: pd.DataFrame
+    test_set: str | None
+    warnings: tuple[str, ...] = ()
+
+
+def read_run(root: Path, name: str) -> Run:
+    """Return the run `name` of the DVC repository at `root`: an experiment, a Git revision, or `workspace`.
+
+    Git revisions (branch, tag, commit, `HEAD~1`) go before experiments of the same name, as in DVC itself. Outs are
+    read from the cache, else from the remote; the workspace's own from the disk.
+    Raises `LeverlabError` for an unknown name, and when params or answers are not there or cannot be read.
+    """
+    try:
+        revision = None if name == WORKSPACE else _revision(root, name)
+        with Repo(str(root)) as here:
+            remote = here.config["core"].get("remote")  # the revision may be older than the setting
+        with Repo.open(str(root), rev=revision, remote=remote) as repo:
+            return _read(repo.dvcfs, name, revision)
+    except DvcException as error:
+        reasons = " ".join([str(error), str(error.__cause__ or "")]).split()
+        raise LeverlabError(f"DVC cannot read the run '{name}': {' '.join(reasons)}") from None
+
+
+def _revision(root: Path, name: str) -> str:
+    """Return the commit that `name` stands for."""
+    if not name.strip():  # Git would take it for HEAD
+        raise LeverlabError("the name of a run is empty; give an experiment, a Git revision or 'workspace'")
+    with Repo(str(root)) as repo:
+        try:
+            return str(resolve_rev(repo.scm, name))
+        except RevError as error:
+            if "ambiguous" in str(error):
+                raise LeverlabError(
+                    f"'{name}' names more than one experiment or commit; `dvc exp list -A --sha-only` gives the commits"
+                ) from None
+            experiments = [info.name for info in exp_refs(repo.scm)]
+            known = sorted({WORKSPACE, *repo.scm.list_branches(), *repo.scm.list_tags(), *experiments})
+    close = difflib.get_close_matches(name, known) or known[:10]
+    raise LeverlabError(
+        f"there is no experiment or Git revision '{name}'; did you mean {' or '.join(close)}? `dvc exp list -A` shows "
+        "all experiments, `dvc queue status` those that have not run"
+    )
+
+
+def _read(fs: Any, name: str, revision: str | None) -> Run:
+    lock, params = _yaml(fs, name, "dvc.lock"), _yaml(fs, name, PARAMS)
+    recorded = [out.get("md5") for stage in _stages(lock).values() for out in stage["outs"] if out["path"] == ANSWERS]
+    try:
+        content = _content(fs, ANSWERS)
+    except FileNotFoundError:
+        if recorded:
+            raise LeverlabError(
+                f"the answers of '{name}' ({ANSWERS}) are not in DVC's cache, and no remote has them: get them with "
+                f"`dvc pull` or `dvc exp pull`, or run '{name}' again"
+            ) from None
+        raise LeverlabError(f"'{name}' has no answers: its dvc.lock records no run that wrote {ANSWERS}") from None
+    except OSError as error:
+        raise LeverlabError(f"the answers of '{name}' ({ANSWERS}) cannot be read: {error}") from None
+    warnings = [
+        f"{PARAMS} of '{name}' says {key} = {now}, but its answers were computed with {then}: run dvc repro"
+        for key, now, then in _stale(_stages(lock), params)
+    ]
+    if hashlib.md5(content, usedforsecurity=False).hexdigest() not in recorded:
+        warnings.append(f"the answers of '{name}' are not those that its dvc.lock records: run dvc repro")
+    return Run(name, revision, params, _answers(content, name), _test_set(fs), tuple(warnings))
+
+
+def _content(fs: Any, path: str) -> bytes:
+    with fs.open(f"/{path}", mode="rb") as file:  # "/" is the repository's root, whatever the working directory is
+        return bytes(file.read())
+
+
+def _yaml(fs: Any, name: str, path: str) -> dict[str, Any]:
+    """Return a YAML file as DVC reads it."""
+    try:
+        data = parse_yaml(_content(fs, path).decode(), path)
+    except FileNotFoundError:
+        raise LeverlabError(f"'{name}' has no {path}: nothing ran at that revision") from None
+    except UnicodeDecodeError as error:
+        raise LeverlabError(f"{path} of '{name}' is not UTF-8 text: {error}") from None
+    if not isinstance(data, dict):
+        raise LeverlabError(f"{path} of '{name}' must hold a mapping, not {type(data).__name__}")
+    return data
+
+
+def _stages(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the stages of a dvc.lock, each with its deps, outs and params."""
+    empty: dict[str, Any] = {"deps": [], "outs": [], "params": {}}
+    return {name: empty | entry for name, entry in lock.get("stages", {}).items()}
+
+
+def _stale(stages: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the params that are not those of the runs behind the answers: (dotted key, value now, value then)."""
+    pending: list[str] = [ANSWERS]
+    seen: list[str] = []
+    while pending:
+        path = pending.pop()
+        for name, stage in stages.items():
+            if name not in seen and any(_related(out["path"], path) for out in stage["outs"]):
+                seen.append(name)
+                pending += [dep["path"] for dep in stage["deps"]]
+    now = flat(params)
+    used = [item for name in seen for item in flat(stages[name]["params"].get(PARAMS, {})).items()]
+    stale = {key: value for key, value in used if now.get(key) != value}
+    return [(key, now.get(key, "nothing"), value) for key, value in sorted(stale.items())]
+
+
+def _related(one: str, other: str) -> bool:
+    return one == other or one.startswith(f"{other}/") or other.startswith(f"{one}/")
+
+
+def flat(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the leaves of nested params by dotted key; an empty mapping is a leaf."""
+    return dict(_leaves(params, ""))
+
+
+def _leaves(data: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _answers(content: bytes, name: str) -> pd.DataFrame:
+    try:
+        return pq.read_table(io.BytesIO(content)).select(ANSWER_SCHEMA.names).cast(ANSWER_SCHEMA).to_pandas()
+    except (ValueError, KeyError, OSError) as error:  # pyarrow's errors derive from these
+        raise LeverlabError(f"{ANSWERS} of '{name}' holds no answers of infer-800: {error}") from None
+
+
+def _test_set(fs: Any) -> str | None:
+    try:
+        questions = pq.read_table(io.BytesIO(_content(fs, TEST_SET))).sort_by("id").to_pylist()
+    except (
+        ValueError,
+        KeyError,
+        OSError,
+        DataIndexDirError,
+    ):  # the last: the cache lost the list of the folder's files
+        return None
+    return hashlib.sha256(repr(questions).encode()).hexdigest()
