@@ -274,6 +274,47 @@ def plan_queue(names: list[str], base: Base = None) -> None:
     typer.echo("start the queue with: dvc queue start")
 
 
+@plan.command("ledger")
+def plan_ledger(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Experiments or Git revisions to rank; all plans when none is given."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The plan that lies under the plans.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write docs/plans.md.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the ranks as CSV, Markdown and picture to this folder.")
+    ] = None,
+) -> None:
+    """Judge all plans that ran, or rank experiments by validation accuracy and tell the effects of their params."""
+    if (names and (base is not None or write)) or (not names and out is not None):
+        raise typer.BadParameter("--base and --write are for all plans, --out is for given runs")
+    from rich.console import Console
+
+    from leverlab.files import write_text
+    from leverlab.pipeline import ledger_inputs, ledger_report, sweep_report
+    from leverlab.pipeline.ledger import plan_ledger
+    from leverlab.pipeline.sweep import sweep
+
+    root = repository_root()
+    if names:
+        found = sweep(ledger_inputs.read_outcomes(root, names))
+        tables, lines = sweep_report.tables(found), sweep_report.sentences(found)
+        written = sweep_report.write(found, out) if out else []
+    else:
+        ledger = plan_ledger(ledger_inputs.read_plans(root, base))
+        tables, lines = ledger_report.tables(ledger), ledger_report.remarks(ledger)
+        written = [root / "docs/plans.md"] if write else []
+        for path in written:
+            write_text(path, ledger_report.to_markdown(ledger))
+    width = None if sys.stdout.isatty() else 200  # a file or a pipe gets whole lines
+    console = Console(width=width, markup=False, highlight=False)
+    for table in tables:
+        console.print(table)
+    for line in (*lines, *(f"{path} is written" for path in written)):
+        console.print(line, soft_wrap=True)
+
+
 def _run_plan(name: str, base: str | None, queue: bool) -> int:
     from leverlab.pipeline.plans import experiment_command, load_experiment
 

@@ -90,13 +90,15 @@ def load_plan(root: Path, name: str) -> Plan:
         raise LeverlabError(f"{path} is not a plan ({problems})") from None
 
 
-def load_experiment(root: Path, name: str, base: str | None = None) -> Experiment:
-    """Return plan `name` on `base`, another plan, checked against params.yaml.
+def load_experiment(
+    root: Path, name: str, base: str | None = None, params: Mapping[str, Any] | None = None
+) -> Experiment:
+    """Return plan `name` on `base`, another plan, checked against `params`, by default those of params.yaml.
 
     Raises `LeverlabError` as `load_plan` and `overridden`, for parents that run in a circle, and for a plan that
     changes nothing of its parent.
     """
-    params, plan = read_params(root / "params.yaml"), load_plan(root, name)
+    params, plan = params or read_params(root / "params.yaml"), load_plan(root, name)
     below = _inherited(root, plan.parent, base)
     overrides = below | plan.overrides if name != base else plan.overrides
     before = params if not below or name == base else overridden(params, below)
