@@ -22,7 +22,8 @@ from leverlab.selector.batches import QueryBatch, QueryData
 from leverlab.selector.candidates import Candidates, CandidateSet
 from leverlab.selector.features import FeatureTable
 from leverlab.selector.inference import InferenceSelector, expected_shapes
-from leverlab.vlm.scoring import DemoList, ListScores
+from leverlab.vlm.scoring import ListScores
+from leverlab.vlm.tries import DemoList
 
 POOL = ("a", "b", "c", "d", "e", "f")
 QUESTIONS = [

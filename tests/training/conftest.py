@@ -13,7 +13,8 @@ from leverlab.selector.batches import QueryData
 from leverlab.selector.candidates import Candidates, CandidateSet
 from leverlab.selector.features import FeatureTable
 from leverlab.selector.network import Selector
-from leverlab.vlm.scoring import DemoList, ListScores
+from leverlab.vlm.scoring import ListScores
+from leverlab.vlm.tries import DemoList
 
 WIDTHS = (4, 3, 2)
 

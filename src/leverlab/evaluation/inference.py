@@ -11,7 +11,8 @@ from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.records import Example
 from leverlab.selector.batches import QueryBatch
 from leverlab.selector.inference import InferenceSelector
-from leverlab.vlm.scoring import DemoList, Scorer
+from leverlab.vlm.scoring import Scorer
+from leverlab.vlm.tries import DemoList
 
 
 @dataclass(frozen=True)

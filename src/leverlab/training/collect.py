@@ -10,7 +10,8 @@ from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.records import Example
 from leverlab.selector.batches import QueryBatch
 from leverlab.training.groups import Group
-from leverlab.vlm.scoring import DemoList, Scorer
+from leverlab.vlm.scoring import Scorer
+from leverlab.vlm.tries import DemoList
 
 Beams = list[tuple[DemoList, list[float]]]
 

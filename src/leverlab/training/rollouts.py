@@ -14,7 +14,8 @@ from leverlab.selector.decoding import sample
 from leverlab.selector.network import Selector
 from leverlab.training.groups import Group
 from leverlab.training.reward import Terms
-from leverlab.vlm.scoring import DemoList, Scorer
+from leverlab.vlm.scoring import Scorer
+from leverlab.vlm.tries import DemoList
 
 # Reward of every prefix, (..., T), from the reward terms of every prefix and the progress of training in [0, 1]
 PrefixReward = Callable[[Terms, float], NDArray[np.float64]]

@@ -14,7 +14,8 @@ from leverlab.rl.kl import categorical_entropy, categorical_kl
 from leverlab.selector.batches import QueryData
 from leverlab.selector.decoding import greedy
 from leverlab.selector.network import Selector
-from leverlab.vlm.scoring import DemoList, Scorer
+from leverlab.vlm.scoring import Scorer
+from leverlab.vlm.tries import DemoList
 
 
 class Validator:
