@@ -5,8 +5,8 @@ other work on the machine hurts all alike: read the ratios. Every list of 4 demo
 way takes one `model(**inputs)` a prompt through the processor, `score` one tree-shaped row a list, with or without the
 greedy answers, `score groups` the 16 lists that a policy samples for a question, which begin alike, and `extend` is the
 beam search of the rl-data stage; these two score other prompts, and equal ones count as often as they are asked. It
-writes nothing unless `--json` names a file, and exits with 1 when float32 log-probabilities differ from the naive way's by
-more than 1e-4.
+writes nothing unless `--json` names a file, and exits with 1 when float32 log-probabilities differ from the naive way's
+by more than 1e-4.
 """
 
 import json

@@ -55,7 +55,7 @@ def train_arm(arm: Arm) -> list[str]:
     validator = Validator(data.queries, data.splits["val"], scorer, arm.shots)
     policy = load_epoch(Path(f"models/{params.init}/{arm.seed}"), "best")
     reference = load_epoch(Path(f"models/{params.reference}/{arm.seed}"), "best").requires_grad_(False)
-    rollouts, practice = make_rollouts(arm, data, scorer), Practice()
+    rollouts, practice = make_rollouts(arm, data, scorer, policy.architecture.stop), Practice()
     losses = policy_losses(
         policy,
         rollouts,
@@ -85,14 +85,15 @@ def train_arm(arm: Arm) -> list[str]:
     return lines
 
 
-def make_rollouts(arm: Arm, data: Prepared, scorer: Scorer) -> Rollouts:
-    """Return where the arm's trajectories come from."""
+def make_rollouts(arm: Arm, data: Prepared, scorer: Scorer, stop: bool) -> Rollouts:
+    """Return where the trajectories of an arm come from, whose policy may `stop`."""
 
     def reward(terms: Terms, progress: float) -> NDArray[np.float64]:
         return prefix_reward(arm.reward, terms, progress)
 
     if arm.params.rollouts == "offline":
-        return StoredRollouts(data.queries, read_groups(GROUPS, arm.shots), reward)
+        groups = read_groups(GROUPS, arm.shots)
+        return StoredRollouts(data.queries, [group.stopped() for group in groups] if stop else groups, reward)
     answers = {question.id: question.answers for question in data.splits["train"]}
     return OnlineRollouts(
         data.queries,

@@ -9,7 +9,7 @@ import pandas as pd
 from leverlab.config.infer import InferParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.evaluation.inference import answer_rows, baseline_lists, oracle_lists, selector_lists
-from leverlab.evaluation.summary import ANSWER_SCHEMA, metrics, shots_table
+from leverlab.evaluation.summary import ANSWER_SCHEMA, SELECTORS, metrics, shots_table
 from leverlab.files import write_text
 from leverlab.parallel import run_tasks
 from leverlab.records import write_table
@@ -18,7 +18,6 @@ from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.prepared import Prepared
 from leverlab.vlm.scoring import Scorer
 
-METHODS = ("sft", "rce", "sft_control", "grpo")
 QUESTIONS_A_TASK = 100  # fixed, so that batches do not depend on the number of workers
 
 
@@ -48,7 +47,7 @@ class Worker:
         cls.scorer = cls.data.scorer(cls.data.splits["test"], workspace_store() / "scores.sqlite", settings.vlm)
         cls.selectors = {
             (method, seed): InferenceSelector.load(Path(f"models/selectors/{method}-{seed}"))
-            for method in METHODS
+            for method in SELECTORS
             for seed in settings.seeds
         }
 

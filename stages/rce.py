@@ -32,6 +32,8 @@ def body(stage: Stage, seed: int) -> None:
     validator = Validator(data.queries, data.splits["val"], scorer, shots)
     selector = load_epoch(stage.dep(f"models/sft/{seed}"), params.init)
     start = copy.deepcopy(selector)
+    if selector.architecture.stop:
+        groups = [group.stopped() for group in groups]
     terms = {group.query_id: group.terms for group in groups}
 
     def weights(query_ids: Sequence[str], epoch: int) -> Tensor:
@@ -40,7 +42,7 @@ def body(stage: Stage, seed: int) -> None:
         return rce_weights(torch.from_numpy(np.stack(rewards)), params.tau.at(progress))
 
     lists = {group.query_id: group.lists for group in groups}
-    losses = imitation_losses(selector, data.queries, lists, weights, params.batch, seed)
+    losses = imitation_losses(selector, data.queries, lists, weights, shots, params.batch, seed)
     updates = updates_per_epoch(len(lists), params.batch)
     settings = Optimisation.of(params, updates, seed)
 

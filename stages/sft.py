@@ -23,14 +23,14 @@ def body(stage: Stage, seed: int) -> None:
     vlm, shots = stage.section("vlm", VlmParams), stage.section("eval", EvalParams).shots
     params, policy = stage.section("sft", SftParams), stage.section("selector", SelectorParams)
     data = Prepared(stage.dep("data/prepared"), ["train", "val"])
-    beams = read_beams(stage.dep("data/rl/beams.parquet"), shots)
+    beams = read_beams(stage.dep("data/rl/beams.parquet"), shots, policy.stop)
     scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", vlm)
     validator = Validator(data.queries, data.splits["val"], scorer, shots)
     torch.manual_seed(seed)
     selector = Selector(data.queries.widths, Architecture.of(policy), policy.dropout)
     data.queries.standardise(selector, [demo.id for demo in data.pool], [query.id for query in data.splits["train"]])
     width = len(next(iter(beams.values())))
-    losses = imitation_losses(selector, data.queries, beams, uniform_weights(width), params.batch, seed)
+    losses = imitation_losses(selector, data.queries, beams, uniform_weights(width), shots, params.batch, seed)
     updates = updates_per_epoch(len(beams), params.batch)
     settings = Optimisation.of(params, updates, seed)
 

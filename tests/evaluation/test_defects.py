@@ -208,7 +208,7 @@ def test_2_numbers_in_place_of_texts(root: Path) -> None:
 def test_2_training_looks_every_id_up(root: Path) -> None:
     groups = healthy()[:2]
     drawn = StoredRollouts(query_data(2), groups, lambda terms, progress: terms["correct"]).draw(
-        Selector(WIDTHS, Architecture(8, "gru", "dot", False), 0.0),
+        Selector(WIDTHS, Architecture(8, "gru", "dot", False, False), 0.0),
         ["q0", "q1"],
         Moment(1, 0, 0.0),
         lists=4,
@@ -218,7 +218,11 @@ def test_2_training_looks_every_id_up(root: Path) -> None:
     rollouts = StoredRollouts(query_data(2), by_position()[:2], lambda terms, progress: terms["correct"])
     with pytest.raises(LeverlabError, match="the demo '0' stands in a list of query 'q0' but not among its candidates"):
         rollouts.draw(
-            Selector(WIDTHS, Architecture(8, "gru", "dot", False), 0.0), ["q0"], Moment(1, 0, 0.0), lists=4, shots=SHOTS
+            Selector(WIDTHS, Architecture(8, "gru", "dot", False, False), 0.0),
+            ["q0"],
+            Moment(1, 0, 0.0),
+            lists=4,
+            shots=SHOTS,
         )
 
 
@@ -310,7 +314,7 @@ def test_5_training_counts_flat_groups_and_learns_from_the_others_alone() -> Non
     """The gradient of all 640 is that of the 4; averaged in, the flat ones would leave a 160th of it."""
     groups, data = four_of_640(), query_data(640)
     torch.manual_seed(0)
-    policy = Selector(WIDTHS, Architecture(8, "gru", "dot", False), 0.0)
+    policy = Selector(WIDTHS, Architecture(8, "gru", "dot", False, False), 0.0)
     epsilon, beta = Schedule.model_validate(0.2), Schedule.model_validate(0.0)
     objective = Grpo(policy, "zscore", "to_go", (1.0,) * SHOTS, epsilon, beta, "pick")
 

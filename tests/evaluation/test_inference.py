@@ -106,7 +106,7 @@ def test_fixed_shows_one_list_of_the_pool_to_all(batch: QueryBatch) -> None:
 
 def test_a_selector_shows_the_prefixes_of_its_greedy_list(batch: QueryBatch) -> None:
     """All zero but answer, key, read and the bias of norm: demos come by falling answer feature, d, c, b, a."""
-    architecture = Architecture(1, "gru", "dot", False)
+    architecture = Architecture(1, "gru", "dot", False, False)
     tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes((2, 2, 1), architecture).items()}
     tensors["norm.bias"] += 1
     for name in ("answer.weight", "key.weight", "read.weight"):

@@ -87,7 +87,7 @@ def test_a_converted_selector_of_another_variant_is_refused(selector: Selector) 
 
 def test_statistics_fold_into_the_projections_by_hand() -> None:
     """Weight 6, bias 1, mean 2, deviation 3: 6 (x - 2) / 3 + 1 = 2 x - 3."""
-    architecture = Architecture(1, "gru", "dot", False)
+    architecture = Architecture(1, "gru", "dot", False, False)
     selector = Selector((1, 1, 1), architecture, 0.0)
     with torch.no_grad():
         selector.image.weight.fill_(6)

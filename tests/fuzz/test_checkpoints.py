@@ -29,7 +29,7 @@ from tests.fuzz.mutations import byte_mutants
 
 Maker = Callable[..., Tally]
 WIDTHS = (2, 2, 2)
-PLAIN = Architecture(4, "gru", "dot", False)
+PLAIN = Architecture(4, "gru", "dot", False, False)
 
 pytestmark = pytest.mark.filterwarnings("error")
 

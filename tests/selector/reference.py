@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from leverlab.selector.architecture import Architecture
 from leverlab.selector.network import FEATURES, Selector
 
-PLAIN = Architecture(16, "gru", "dot", False)
+PLAIN = Architecture(16, "gru", "dot", False, False)
 STATES, HEADS = ("gru", "gated", "static"), ("dot", "bilinear", "additive")
-VARIANTS = [Architecture(16, *parts) for parts in itertools.product(STATES, HEADS, (False, True))]
+VARIANTS = [Architecture(16, *parts, False) for parts in itertools.product(STATES, HEADS, (False, True))]
+STOPPING = [replace(kind, stop=True) for kind in (VARIANTS[0], VARIANTS[9], VARIANTS[-1])]
 each_variant = pytest.mark.parametrize("architecture", VARIANTS, ids=str)
 
 
@@ -81,6 +83,12 @@ class SlowSelector:
         cosines = [math.fsum(z * y) / math.sqrt(math.fsum(z * z) * math.fsum(y * y)) for y in picked]
         return math.log(1 + math.exp(self.t["mmr.weight"][0])) * max(cosines)
 
+    def barred(self, k: int, picked: list[int], stop: int) -> bool:
+        """STOP, candidate `stop`, comes after one demo at least, and nothing else comes after it."""
+        if not self.kind.stop:
+            return k in picked
+        return k != stop if stop in picked else k in picked if k != stop else not picked
+
     def logits(self, query: list[np.ndarray], demos: list[list[np.ndarray]], picks: list[int]) -> list[list[float]]:
         """Logits of every candidate before each pick; `demos[k]` holds image, question and answer of candidate k."""
         v, q = self.project("image", query[0]), self.project("question", query[1])
@@ -88,6 +96,8 @@ class SlowSelector:
         h = v * gate + q + self.mix("mix_query", np.concatenate([v, q]))
         parts = [[self.project(name, part) for name, part in zip(FEATURES, demo, strict=True)] for demo in demos]
         z = [sum(part) + self.mix("mix_demo", np.concatenate(part)) for part in parts]
+        if self.kind.stop:
+            z.append(self.t["stop"])
         score, update = getattr(self, self.kind.head), getattr(self, self.kind.state)
         steps = []
         for t, pick in enumerate(picks):
@@ -95,7 +105,7 @@ class SlowSelector:
             steps.append(
                 [
                     -math.inf
-                    if k in picked
+                    if self.barred(k, picked, len(demos))
                     else score(self.norm("norm", h), vector) - self.penalty(vector, [z[j] for j in picked])
                     for k, vector in enumerate(z)
                 ]

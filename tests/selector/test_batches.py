@@ -59,7 +59,7 @@ def test_another_set_offers_other_candidates(data: QueryData) -> None:
 def test_positions_are_those_among_the_querys_own_candidates(data: QueryData) -> None:
     batch = data.batch(["q0", "q1"])
     lists = [[("d0", "d1"), ("d2", "d0")], [("d0", "d2"), ("d3", "d0")]]
-    positions_BGT = batch.positions(lists)
+    positions_BGT = batch.positions(lists, 2)
     assert positions_BGT.tolist() == [[[1, 2], [0, 1]], [[0, 2], [1, 0]]]
     assert positions_BGT.dtype == torch.long
     assert batch.ids(positions_BGT) == lists
@@ -68,12 +68,12 @@ def test_positions_are_those_among_the_querys_own_candidates(data: QueryData) ->
 def test_a_demo_that_is_no_candidate_is_refused(data: QueryData) -> None:
     """d1 is a candidate of q0 but not of q1."""
     with pytest.raises(LeverlabError, match="'d1' stands in a list of query 'q1' but not among its candidates"):
-        data.batch(["q0", "q1"]).positions([[("d1",)], [("d1",)]])
+        data.batch(["q0", "q1"]).positions([[("d1",)], [("d1",)]], 1)
 
 
 def test_lists_for_another_number_of_queries_are_refused(data: QueryData) -> None:
     with pytest.raises(ValueError, match="shorter"):
-        data.batch(["q0", "q1"]).positions([[("d1",)]])
+        data.batch(["q0", "q1"]).positions([[("d1",)]], 1)
 
 
 def test_statistics_are_of_pool_and_train_questions_and_of_pool_answers(data: QueryData) -> None:

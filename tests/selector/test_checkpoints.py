@@ -108,6 +108,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "a state that is no text": {"shape": json.dumps(SHAPE | {"state": ["gru"]})},
     "an unknown head": {"shape": json.dumps(SHAPE | {"head": "cosine"})},
     "a penalty that is neither on nor off": {"shape": json.dumps(SHAPE | {"mmr": 0})},
+    "a STOP that is neither on nor off": {"shape": json.dumps(SHAPE | {"stop": "no"})},
     "a dropout that cannot be": {"shape": json.dumps(SHAPE | {"dropout": 2})},
 }
 
@@ -147,7 +148,7 @@ def test_the_tensors_of_another_variant_are_refused(tmp_path: Path, architecture
         assert f"state {other.state}, head {other.head}, mmr {str(other.mmr).lower()}" in str(error.value)
 
 
-@pytest.mark.parametrize("key", ["width", "state", "head", "mmr"])
+@pytest.mark.parametrize("key", ["width", "state", "head", "mmr", "stop"])
 def test_a_header_of_an_older_version_is_refused(saved: tuple[Selector, Path], key: str) -> None:
     rewrite(saved[1], shape=json.dumps({name: value for name, value in SHAPE.items() if name != key}))
     with pytest.raises(LeverlabError, match=f"does not state its {key}, .*; run the stage that writes it again"):

@@ -75,7 +75,7 @@ def test_picks_equal_those_of_the_network_in_float64(seed: int, projection: floa
 def test_picks_by_hand() -> None:
     """Width 1, all zero but these: an answer a has key a, and norm gives its bias 1, so the logit is 1 * a at every
     pick: answers come in falling order, ties at the first candidate."""
-    architecture = Architecture(1, "gru", "dot", False)
+    architecture = Architecture(1, "gru", "dot", False, False)
     tensors = tensors_of_zeros(architecture)
     tensors["norm.bias"] += 1
     for name in ("answer.weight", "key.weight", "read.weight"):
@@ -165,6 +165,7 @@ BAD_CONFIGS: dict[str, Any] = {
     "an unknown head": GOOD | {"head": "cosine"},
     "a head that is no text": GOOD | {"head": {"kind": "dot"}},
     "mmr that is a number": GOOD | {"mmr": 1},
+    "no stop": {key: value for key, value in GOOD.items() if key != "stop"},
 }
 
 

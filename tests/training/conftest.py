@@ -82,10 +82,10 @@ class Toy:
         return QueryData(FeatureTable(ids, *vectors), Candidates(drawn, cls.pool, "toy"))
 
     @staticmethod
-    def selector(seed: int = 0, dropout: float = 0.0, sharpness: float = 1.0) -> Selector:
+    def selector(seed: int = 0, dropout: float = 0.0, sharpness: float = 1.0, stop: bool = False) -> Selector:
         """A random selector; `sharpness` scales its logits."""
         torch.manual_seed(seed)
-        selector = Selector(WIDTHS, Architecture(16, "gru", "dot", False), dropout)
+        selector = Selector(WIDTHS, Architecture(16, "gru", "dot", False, stop), dropout)
         with torch.no_grad():
             selector.read.weight.mul_(sharpness)
         return selector

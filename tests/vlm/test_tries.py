@@ -41,7 +41,10 @@ def test_lists_that_begin_alike_stand_together_however_they_come(monkeypatch: py
 
 def test_no_demo_short_lists_and_several_questions() -> None:
     found, leaf_NM = planted([(), ("a",), ("a",)], [0, 3], ["q", "q", "r"])
-    assert [(trie.question, trie.demos, trie.leaves) for trie in found] == [("q", ["a"], [-1, 0]), ("r", ["a"], [-1, 0])]
+    assert [(trie.question, trie.demos, trie.leaves) for trie in found] == [
+        ("q", ["a"], [-1, 0]),
+        ("r", ["a"], [-1, 0]),
+    ]
     assert leaf_NM.tolist() == [[0, 0], [0, 1], [2, 3]]
     assert planted([], [1])[1].shape == (0, 1)
 
@@ -61,7 +64,7 @@ def test_every_prefix_of_a_question_has_one_leaf(room: float, monkeypatch: pytes
     for trie in found:
         assert trie.tokens == DEMO * len(trie.demos) + QUESTION * len(trie.leaves)
         assert len({(parent, demo) for parent, demo in zip(trie.parents, trie.demos, strict=True)}) == len(trie.demos)
-    whole = {question: 0 for question in questions}
+    whole = dict.fromkeys(questions, 0)
     for question, demos in zip(questions, lists, strict=True):
         whole[question] = max(whole[question], DEMO * len(demos) + QUESTION * len(shots))
     assert all(trie.tokens <= max(room * whole[trie.question], 4 * DEMO + QUESTION) for trie in found)

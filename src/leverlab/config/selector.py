@@ -18,3 +18,4 @@ class SelectorParams(Section):
     state: StateUpdate  # how the query vector changes with a pick
     head: HeadKind  # how query vector and candidate make a logit
     mmr: bool  # whether logits fall with the similarity to demos already picked
+    stop: bool  # whether the policy may end a list before it has all demos

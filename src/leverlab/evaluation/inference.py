@@ -88,6 +88,6 @@ def answer_rows(scorer: Scorer, questions: Sequence[Example], shown: MethodLists
 
 def _named(batch: QueryBatch, positions_NT: NDArray[np.int64]) -> list[DemoList]:
     return [
-        tuple(candidates[k] for k in positions)
+        tuple(candidates[k] for k in positions if k < len(candidates))  # up to STOP
         for candidates, positions in zip(batch.candidate_ids, positions_NT.tolist(), strict=True)
     ]

@@ -38,8 +38,8 @@ def inference_tensors(selector: Selector) -> dict[str, NDArray[np.float32]]:
         tensors[f"{name}.weight"] = weight
         tensors[f"{name}.bias"] = state.pop(f"{name}.bias") - weight @ mean
     for name, tensor in state.items():
-        module, _, leaf = name.rpartition(".")
-        tensors[f"update.{_GRU[leaf]}" if module == "update" else f"{_RENAMED.get(module, module)}.{leaf}"] = tensor
+        module, dot, leaf = name.rpartition(".")
+        tensors[f"update.{_GRU[leaf]}" if module == "update" else f"{_RENAMED.get(module, module)}{dot}{leaf}"] = tensor
     shapes = expected_shapes(selector.widths, selector.architecture)
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
         wrong = sorted(set(tensors) ^ set(shapes))

@@ -15,11 +15,12 @@ class Architecture:
     state: StateUpdate
     head: HeadKind
     mmr: bool
+    stop: bool
 
     @classmethod
     def of(cls, params: SelectorParams) -> "Architecture":
         """Return the architecture of a params section."""
-        return cls(params.width, params.state, params.head, params.mmr)
+        return cls(params.width, params.state, params.head, params.mmr, params.stop)
 
     @classmethod
     def read(cls, header: Mapping[str, Any]) -> "Architecture":
@@ -36,9 +37,11 @@ class Architecture:
         for name, known in (("state", get_args(StateUpdate)), ("head", get_args(HeadKind))):
             if header[name] not in known:
                 raise ValueError(f"{name} {header[name]!r} is not known; there are {', '.join(known)}")
-        if type(found.mmr) is not bool:
-            raise ValueError(f"mmr {found.mmr!r} must be true or false")
+        for name in ("mmr", "stop"):
+            if type(header[name]) is not bool:
+                raise ValueError(f"{name} {header[name]!r} must be true or false")
         return found
 
     def __str__(self) -> str:
-        return f"state {self.state}, head {self.head}, mmr {str(self.mmr).lower()}, width {self.width}"
+        flags = ", ".join(f"{name} {str(value).lower()}" for name, value in (("mmr", self.mmr), ("stop", self.stop)))
+        return f"state {self.state}, head {self.head}, {flags}, width {self.width}"

@@ -46,7 +46,8 @@ def expected_shapes(widths: Sequence[int], architecture: Architecture) -> _Shape
             shapes |= {"key.weight": (width, width)}
         case "additive":
             shapes |= {"key.weight": (width, width), "read.weight": (width, width), "score.energy.weight": (1, width)}
-    return shapes | ({"mmr.weight": (1,)} if architecture.mmr else {})
+    shapes |= {"mmr.weight": (1,)} if architecture.mmr else {}
+    return shapes | ({"stop": (width,)} if architecture.stop else {})
 
 
 def _linear(name: str, outputs: int, inputs: int) -> _Shapes:
@@ -102,7 +103,7 @@ class InferenceSelector:
         return cls(tensors, config)
 
     def pick(self, query: Sequence[NDArray[Any]], demos: Sequence[NDArray[Any]], shots: int) -> NDArray[np.int64]:
-        """Return the greedy picks (N, shots), positions among the candidates.
+        """Return the greedy picks (N, shots), positions among the candidates; K from where a list has ended.
 
         `query` holds image and question features (N, D), `demos` image, question and answer features (N, K, D).
         """
@@ -113,18 +114,25 @@ class InferenceSelector:
         state_NW = state_NW + self._mix("mix_query", np.concatenate([v_NW, q_NW], axis=-1))
         parts = [self._linear(name, part) for name, part in zip(("image", "question", "answer"), demos, strict=True)]
         demo_NKW = parts[0] + parts[1] + parts[2] + self._mix("mix_demo", np.concatenate(parts, axis=-1))
+        if self.architecture.stop:
+            stop_N1W = np.broadcast_to(self._t["stop"], (len(demo_NKW), 1, self.architecture.width))
+            demo_NKW = np.concatenate([demo_NKW, stop_N1W], axis=1)
         key_NKW = self._keys(demo_NKW)
         rows = np.arange(len(state_NW))
-        picked_NK = np.zeros(key_NKW.shape[:2], dtype=bool)
+        barred_NK = np.zeros(key_NKW.shape[:2], dtype=bool)
+        barred_NK[:, demos[0].shape[1] :] = True  # a list may not end before its first demo
         picks: list[NDArray[np.int64]] = []
         for _ in range(shots):
             logits_NK = self._scores(self._norm("norm", state_NW), key_NKW)
             if self.architecture.mmr and picks:
                 logits_NK -= self._penalty(demo_NKW, np.stack(picks, axis=1))
-            logits_NK[picked_NK] = -np.inf
+            logits_NK[barred_NK] = -np.inf
             pick_N = logits_NK.argmax(axis=1)
             picks.append(pick_N)
-            picked_NK[rows, pick_N] = True
+            barred_NK[rows, pick_N] = True
+            if self.architecture.stop:
+                barred_NK[pick_N == demos[0].shape[1]] = True
+                barred_NK[:, -1] = False
             state_NW = self._update(demo_NKW[rows, pick_N], state_NW)
         return np.stack(picks, axis=1)
 

@@ -106,13 +106,10 @@ class RedundancyPenalty(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, demo_BKW: Tensor, picked_BGK: Tensor) -> Tensor:
-        """Return what the logits (B, G, K) fall by; every list of `picked_BGK` holds equally many picks, 0 or more."""
-        if not picked_BGK.any():
-            return torch.zeros_like(picked_BGK, dtype=demo_BKW.dtype)
+    def forward(self, demo_BKW: Tensor, picks_BGT: Tensor) -> Tensor:
+        """Return what the logits (B, G, K) fall by after `picks_BGT`, at least one."""
         unit_BKW = functional.normalize(demo_BKW, dim=-1)
-        position_BGT = picked_BGK.nonzero()[:, 2].view(*picked_BGK.shape[:2], -1)
-        index_BCW = position_BGT.flatten(1)[..., None].expand(-1, -1, demo_BKW.shape[-1])
-        chosen_BGTW = unit_BKW.gather(1, index_BCW).view(*position_BGT.shape, -1)
+        index_BCW = picks_BGT.flatten(1)[..., None].expand(-1, -1, demo_BKW.shape[-1])
+        chosen_BGTW = unit_BKW.gather(1, index_BCW).view(*picks_BGT.shape, -1)
         cosine_BGTK = torch.einsum("bgtw,bkw->bgtk", chosen_BGTW, unit_BKW)
         return functional.softplus(self.weight) * cosine_BGTK.amax(dim=2)

@@ -67,7 +67,7 @@ def build_group(
         "correct": scores.correct_NM[:, 1:].astype(np.float64),
         "vqa_accuracy": vqa_GM[:, 1:],
         "answer_prob": probability_GM[:, 1:],
-        "relevance": batch.relevance(batch.positions([lists]))[0],
+        "relevance": batch.relevance(batch.positions([lists], len(lists[0])))[0],
     }
     return Group(question.id, tuple(lists), tuple(sources), terms)
 

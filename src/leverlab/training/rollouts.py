@@ -122,5 +122,5 @@ class StoredRollouts:
         inputs, groups = self._data.batch(query_ids), [self._groups[query] for query in query_ids]
         rewards_BGT = np.stack([self._reward(group.terms, at.progress) for group in groups])
         success_B = np.stack([group.terms["correct"].mean() for group in groups])
-        picks_BGT = inputs.positions([group.lists for group in groups])
+        picks_BGT = inputs.positions([group.lists for group in groups], rewards_BGT.shape[2])
         return Trajectories(inputs, picks_BGT, torch.from_numpy(rewards_BGT), torch.from_numpy(success_B))

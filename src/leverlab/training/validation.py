@@ -38,7 +38,7 @@ class Validator:
         the mean negative log-probability of the reference answers, `entropy` the policy's mean entropy per pick and
         `kl` its exact divergence from `reference` per pick, both along the greedy lists and in nats, `distinct_demos`
         how many different demos were picked, `distinct_share` that as a share of all picks, `identical` the share of
-        the questions that get the most frequent list.
+        the questions that get the most frequent list, `list_length` how many demos a list has.
         """
         selector.eval()
         accuracy, loss, entropy, kl, picked = [], [], [], [], Counter[DemoList]()
@@ -64,5 +64,6 @@ class Validator:
         row |= {"val_loss": float(np.mean(np.concatenate(loss))), "entropy": float(np.mean(entropy))}
         distinct = {demo for demos in picked for demo in demos}
         row |= {"kl": float(np.mean(kl)) if kl else math.nan, "distinct_demos": float(len(distinct))}
-        row |= {"distinct_share": len(distinct) / (picked.total() * self._shots)}
+        picks = sum(len(demos) * times for demos, times in picked.items())
+        row |= {"distinct_share": len(distinct) / picks, "list_length": picks / picked.total()}
         return row | {"identical": max(picked.values()) / picked.total()}

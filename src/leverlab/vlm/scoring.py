@@ -1,10 +1,10 @@
 """The scoring engine: how probable is the right answer after these demos, for very many lists of demos.
 
-What makes it fast: every image is encoded once (`TurnTable`); all prefixes of the lists of a question are
-scored in few rows by a tree-shaped attention mask, and what lists have in common is computed once (`tries`); beam search keeps the keys and values of a prefix and runs only a candidate and the question
-behind it; answers that are not the reference are decoded onward from where they leave it, as in speculative decoding
-(Leviathan et al. 2023, arXiv 2211.17192) with the reference as the draft. A plain forward gives the same
-log-probabilities (tested).
+What makes it fast: every image is encoded once (`TurnTable`); all prefixes of the lists of a question are scored in few
+rows by a tree-shaped attention mask, and what lists have in common is computed once (`tries`); beam search keeps the
+keys and values of a prefix and runs only a candidate and the question behind it; answers that are not the reference are
+decoded onward from where they leave it, as in speculative decoding (Leviathan et al. 2023, arXiv 2211.17192) with the
+reference as the draft. A plain forward gives the same log-probabilities (tested).
 
 Batches are formed from the request alone, never from what a cache lacks, because a batched forward is not bit-invariant
 to what else is in the batch: so warm, cold and resumed runs give the same bytes.
@@ -78,7 +78,9 @@ class Scorer:
         )
         parts = [self._score_chunk(tries[a:b], texts) for a, b in self._chunks(tries)]
         if not parts:
-            return ListScores(np.zeros(leaf_NM.shape, np.float32), np.zeros(leaf_NM.shape, np.bool_), [] if texts else None)
+            return ListScores(
+                np.zeros(leaf_NM.shape, np.float32), np.zeros(leaf_NM.shape, np.bool_), [] if texts else None
+            )
         text_F = [text for part in parts for text in part.text_F or []]
         return ListScores(
             np.concatenate([part.answer_prob_F for part in parts])[leaf_NM],

@@ -1,7 +1,7 @@
 """Demo lists as tries: what the lists of one question have in common is computed once.
 
-Lists that are sampled from one policy, or kept by one beam search, begin alike. A trie holds each common beginning once,
-and asks the question once behind each prefix, however many lists share it.
+Lists that are sampled from one policy, or kept by one beam search, begin alike. A trie holds each common beginning
+once, and asks the question once behind each prefix, however many lists share it.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -45,8 +45,8 @@ def plant(
     question_length: Length,
     demo_length: Length,
 ) -> tuple[list[Trie], NDArray[np.int64]]:
-    """Return tries that hold every list at every shot count (a shorter list is asked whole), and where: the leaf (N, M),
-    counted over all tries.
+    """Return tries that hold every list at every shot count (a shorter list is asked whole), and where: the leaf (N,
+    M), counted over all tries.
 
     A question's prefixes stand in as few rows as `LISTS_A_ROW` allows; where a row ends inside a common beginning, the
     next one repeats its demos. Tries of like size stand together, the smallest first, so that batches need little

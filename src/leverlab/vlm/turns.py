@@ -1,8 +1,8 @@
 """Turns as tensors: every demo and question embedded once, packed into rows of a batch by index.
 
-A row holds the turns of a trie: the head, demos, and then several *leaves*, copies of the question turn. Each turn stands
-behind another one and sees that one, all that it stands behind, and itself. So one row scores all prefixes of its lists,
-and no turn is computed twice.
+A row holds the turns of a trie: the head, demos, and then several *leaves*, copies of the question turn. Each turn
+stands behind another one and sees that one, all that it stands behind, and itself. So one row scores all prefixes of
+its lists, and no turn is computed twice.
 """
 
 import hashlib
@@ -104,8 +104,8 @@ class TurnTable:
         """Return packed rows of turns.
 
         `turns_RS` holds turns of this table, and NO_TURN where a row has fewer; `parents_RS` the column of `turns_RS`,
-        an earlier one, of the turn that each stands behind, and NO_TURN for the first of a row. `offset_R` is the rotary
-        position at which rows begin, for those whose beginnings were computed before.
+        an earlier one, of the turn that each stands behind, and NO_TURN for the first of a row. `offset_R` is the
+        rotary position at which rows begin, for those whose beginnings were computed before.
         """
         rows, turn_count = turns_RS.shape
         # NO_TURN is the last row of the catalogue
