@@ -22,7 +22,7 @@ from leverlab.training.groups import read_groups
 from leverlab.training.grpo import Curriculum, Grpo, Objective, Practice, Rejection, Rollouts, policy_losses
 from leverlab.training.imitation import updates_per_epoch
 from leverlab.training.loop import Optimisation, Row, describe, train
-from leverlab.training.prepared import Prepared
+from leverlab.training.prepared import Prepared, features_of
 from leverlab.training.reward import Terms, list_reward, prefix_reward, terms_read
 from leverlab.training.rollouts import OnlineRollouts, StoredRollouts
 from leverlab.training.runs import load_epoch, publish_run
@@ -49,7 +49,7 @@ class Arm:
 def train_arm(arm: Arm) -> list[str]:
     """Train an arm in its folder and return one line an epoch."""
     params, lines = arm.params, list[str]()
-    data = Prepared(Path("data/prepared"), ["train", "val"])
+    data = Prepared(Path("data/prepared"), ["train", "val"], features_of(Path(f"models/sft/{arm.seed}")))
     questions = [*data.splits["train"], *data.splits["val"]]
     scorer = data.scorer(questions, workspace_store() / "scores.sqlite", arm.vlm)
     validator = Validator(data.queries, data.splits["val"], scorer, arm.shots)
@@ -152,6 +152,7 @@ def body(stage: Stage, seed: int) -> None:
     for needed in (
         "data/prepared",
         "data/rl/groups.parquet",
+        f"models/sft/{seed}",
         f"models/{params.init}/{seed}",
         f"models/{params.reference}/{seed}",
     ):

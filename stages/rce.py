@@ -16,7 +16,7 @@ from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.groups import read_groups
 from leverlab.training.imitation import imitation_losses, updates_per_epoch
 from leverlab.training.loop import Optimisation, describe, train
-from leverlab.training.prepared import Prepared
+from leverlab.training.prepared import Prepared, features_of
 from leverlab.training.reward import list_reward
 from leverlab.training.runs import load_epoch, publish_run
 from leverlab.training.validation import Validator
@@ -26,11 +26,12 @@ def body(stage: Stage, seed: int) -> None:
     """Train one seed from its SFT checkpoint and write a checkpoint of every epoch."""
     vlm, shots = stage.section("vlm", VlmParams), stage.section("eval", EvalParams).shots
     params, reward = stage.section("rce", RceParams), stage.section("reward", RewardParams)
-    data = Prepared(stage.dep("data/prepared"), ["val"])
+    sft = stage.dep(f"models/sft/{seed}")
+    data = Prepared(stage.dep("data/prepared"), ["val"], features_of(sft))
     groups = read_groups(stage.dep("data/rl/groups.parquet"), shots)
     scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", vlm)
     validator = Validator(data.queries, data.splits["val"], scorer, shots)
-    selector = load_epoch(stage.dep(f"models/sft/{seed}"), params.init)
+    selector = load_epoch(sft, params.init)
     start = copy.deepcopy(selector)
     if selector.architecture.stop:
         groups = [group.stopped() for group in groups]
