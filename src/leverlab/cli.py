@@ -7,11 +7,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leverlab.errors import LeverlabError
+
+if TYPE_CHECKING:
+    from leverlab.pipeline.answers_of import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -113,17 +116,30 @@ def lineage(
         Console(width=width).print(origins.render(origin, code))
 
 
+Method = Annotated[str, typer.Option(help="The method whose answers are compared.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print an object.")]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
+Html = Annotated[Path | None, typer.Option(help="Write a page to this file, too.")]
+
+
 @app.command()
 def compare(
     names: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Experiments, Git revisions, or 'workspace'; two or more.")
     ],
-    method: Annotated[str, typer.Option(help="The method whose answers are compared.")] = "grpo",
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page to this file, too.")] = None,
+    method: Method = "grpo",
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+    html: Html = None,
 ) -> None:
     """Compare runs question by question: params, accuracy, paired differences, tests, agreement of picks."""
+    from leverlab.pipeline.answers_of import read_run
+
+    root = repository_root()
+    _compare([read_run(root, name) for name in names], method, as_json, as_markdown, html)
+
+
+def _compare(runs: "list[Run]", method: str, as_json: bool, as_markdown: bool, html: Path | None) -> None:
     if as_json and as_markdown:
         raise typer.BadParameter("give --json or --markdown, not both")
     import json
@@ -132,11 +148,9 @@ def compare(
 
     from leverlab.files import write_text
     from leverlab.pipeline import compare_runs_report as shown
-    from leverlab.pipeline.answers_of import read_run
     from leverlab.pipeline.compare_runs import compare as compared
 
-    root = repository_root()
-    comparison = compared([read_run(root, name) for name in names], method)
+    comparison = compared(runs, method)
     if html:
         write_text(html, shown.to_html(comparison))
     if as_json:
@@ -272,6 +286,29 @@ def plan_queue(names: list[str], base: Base = None) -> None:
         if code != 0:
             raise typer.Exit(code)
     typer.echo("start the queue with: dvc queue start")
+
+
+@plan.command("compare")
+def plan_compare(
+    names: Annotated[list[str], typer.Argument(metavar="PLAN...", help="Plans that ran; one alone with its parent.")],
+    base: Base = None,
+    method: Method = "grpo",
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+    html: Html = None,
+) -> None:
+    """Compare the experiments of plans as `leverlab compare` does."""
+    from leverlab.pipeline.answers_of import commit_of, experiments, params_of, read_run
+    from leverlab.pipeline.ledger_inputs import HEAD
+    from leverlab.pipeline.plans import load_experiment
+
+    root = repository_root()
+    found = [load_experiment(root, name, base, params_of(root, HEAD)) for name in names]
+    runs = [experiment.name for experiment in found]
+    if len(runs) == 1:
+        runs.append(found[0].parent or HEAD)
+    known = experiments(root)
+    _compare([read_run(root, run, commit_of(run, known)) for run in runs], method, as_json, as_markdown, html)
 
 
 @plan.command("ledger")

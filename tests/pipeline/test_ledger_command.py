@@ -174,6 +174,19 @@ def test_all_plans_without_a_base(root: Path, command_line: CommandLine) -> None
     assert not (root / "docs/plans.md").exists()
 
 
+def test_plans_beside_each_other(root: Path, command_line: CommandLine) -> None:
+    """By their names as plans; one alone stands beside its parent."""
+    code, out, _ = command_line("plan", "compare", "fast", "wide", "--base", "small", "--json")
+    assert code == 0
+    assert [row["run"] for row in json.loads(out)["accuracy"]] == ["small-fast", "small-wide"]
+    code, out, _ = command_line("plan", "compare", "fast", "--base", "small", "--json")
+    assert code == 0
+    assert json.loads(out)["params"] == {"grpo.lr": {"small-fast": 0.01, "small": 0.001}}
+    code, _, err = command_line("plan", "compare", "later", "--base", "small")
+    assert code == 1
+    assert "there is no experiment or Git revision 'small-later'" in err
+
+
 def test_given_experiments(root: Path, command_line: CommandLine) -> None:
     code, out, _ = command_line("plan", "ledger", "small", "small-fast", "small-wide", "--out", "found")
     assert code == 0

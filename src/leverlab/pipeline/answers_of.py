@@ -54,6 +54,20 @@ def experiments(root: Path) -> dict[str, list[str]]:
     return found
 
 
+def commit_of(name: str, known: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the commit of the experiment `name`, or None when there is none; `known` is what `experiments` gave.
+
+    Raises `LeverlabError` for the name of several experiments.
+    """
+    commits = known.get(name, [])
+    if len(commits) > 1:
+        raise LeverlabError(
+            f"'{name}' names {len(commits)} experiments (commits {', '.join(sorted(one[:7] for one in commits))}); "
+            "remove those that are out of date with `dvc exp remove COMMIT`"
+        )
+    return commits[0] if commits else None
+
+
 def params_of(root: Path, revision: str) -> dict[str, Any]:
     """Return params.yaml of a Git revision. Raises `LeverlabError` when it cannot be read."""
     try:

@@ -13,7 +13,7 @@ import pandas as pd
 from leverlab.config.base import read_yaml
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.summary import check_answers, metrics
-from leverlab.pipeline.answers_of import Run, experiments, params_of, questions_digest, read_run
+from leverlab.pipeline.answers_of import Run, commit_of, experiments, params_of, questions_digest, read_run
 from leverlab.pipeline.plans import Experiment, load_experiment, load_plan, plan_names
 from leverlab.report.inputs import CURVE_COLUMNS, read_checkpoints, read_csv, read_findings
 from leverlab.report.training import training_metrics
@@ -113,14 +113,8 @@ def read_outcome(root: Path, name: str, known: Mapping[str, Sequence[str]]) -> O
     Raises `LeverlabError` for the name of several experiments, as `read_run`, for unsound answers, and when the table
     of checkpoints cannot be read.
     """
-    commits = known.get(name, [])
-    if len(commits) > 1:
-        raise LeverlabError(
-            f"'{name}' names {len(commits)} experiments (commits {', '.join(sorted(one[:7] for one in commits))}); "
-            "remove those that are out of date with `dvc exp remove COMMIT`"
-        )
     paths = (CHECKPOINTS, HEALTH, VALIDATION_SET, LOCK, PROVENANCE, *CURVES.values())
-    run = read_run(root, name, commits[0] if commits else None, paths)
+    run = read_run(root, name, commit_of(name, known), paths)
     if CHECKPOINTS not in run.files:
         raise LeverlabError(
             f"{CHECKPOINTS} of '{name}' is not in DVC's cache, and no remote has it: get it with `dvc pull` or "
