@@ -64,28 +64,31 @@ def make_world(toy: Any, candidates: int = CANDIDATES, sets: int = 2) -> World:
 
 def near(world: World) -> Probability:
     """Right where the last demo looks like the question."""
+    unit = {k: v / np.linalg.norm(v) for k, v in world.vectors.items()}
+    table = {(q, d): float(unit[q] @ unit[d]) for q in unit if q[0] == "q" for d in unit if d[0] == "d"}
     def probability(question: str, demos: tuple[str, ...]) -> float:
-        q = world.vectors[question]
-        sims = [float(world.vectors[d] @ q / np.linalg.norm(world.vectors[d]) / np.linalg.norm(q)) for d in demos]
-        return float(1 / (1 + np.exp(-6 * (np.mean(sims) - 0.4))))
+        sims = [table[question, d] for d in demos]
+        return float(1 / (1 + np.exp(-6 * (sum(sims) / len(sims) - 0.4))))
     return probability
 
 
-def run(world, probability, folder, params=GRPO, guard=GUARD, reference=None, seed=0):
+def run(world, probability, folder, params=GRPO, guard=GUARD, sharpness=1.0, seed=0, shots=SHOTS):
     torch.manual_seed(seed)
     arch = Architecture.of(parse_section(SelectorParams, "selector", COMMITTED))
     policy = Selector(world.data.widths, arch, 0.0)
+    with torch.no_grad():
+        policy.read.weight.mul_(sharpness)
     world.data.standardise(policy, world.toy.pool, [f"q{i}" for i in range(TRAIN)])
     reference = copy.deepcopy(policy).eval().requires_grad_(False)
     scorer = world.toy.scorer(probability)
     questions = world.toy.questions(TRAIN + VAL)
     rollouts = OnlineRollouts(world.data, scorer, lambda terms, progress: prefix_reward(REWARD, terms, progress),
         lambda q, t: float(t == "yes"), terms_read(REWARD), [f"q{i}" for i in range(TRAIN)], seed)
-    validator = Validator(world.data, questions[TRAIN:], scorer, SHOTS)
+    validator = Validator(world.data, questions[TRAIN:], scorer, shots)
     practice = Practice()
-    arm = Arm("grpo", seed, params, REWARD, parse_section(VlmParams, "vlm", COMMITTED), SHOTS, folder)
+    arm = Arm("grpo", seed, params, REWARD, parse_section(VlmParams, "vlm", COMMITTED), shots, folder)
     losses = policy_losses(policy, rollouts, lambda rows: make_objective(arm, reference, rows), practice,
-        epochs=params.epochs, batch=params.batch, lists=params.group, shots=SHOTS, updates=params.updates, seed=seed,
+        epochs=params.epochs, batch=params.batch, lists=params.group, shots=shots, updates=params.updates, seed=seed,
         priority=params.priority, curriculum=None)
     settings = Optimisation.of(params, updates_per_epoch(TRAIN, params.batch) * params.updates, seed)
     train(policy, settings, losses, lambda s: validator(s, reference), folder, lambda r: None, guard, practice)

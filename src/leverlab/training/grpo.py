@@ -62,14 +62,17 @@ class Grpo:
         policy.eval()
         query, demos = (tuple(part[live_B] for part in parts) for parts in (drawn.inputs.query, drawn.inputs.demos))
         picks_BGT, advantages_BGT = drawn.picks_BGT[live_B], advantages_BGT[live_B].float()
+        logp_old_BGT: Tensor | None = None
         with torch.no_grad():
-            logp_old_BGT = policy.list_logp(policy.encode(query, demos), picks_BGT)  # type: ignore[arg-type]
             logp_ref_BGT = self.reference.list_logp(self.reference.encode(query, demos), picks_BGT)  # type: ignore[arg-type]
         flat = 1 - live_B.float().mean()
         epsilon, beta = None if self.clip_epsilon is None else self.clip_epsilon.at(progress), self.beta.at(progress)
 
         def loss() -> Loss:
+            nonlocal logp_old_BGT
             logp_BGT = policy.list_logp(policy.encode(query, demos), picks_BGT)  # type: ignore[arg-type]
+            if logp_old_BGT is None:  # the first update is that of the policy as it was
+                logp_old_BGT = logp_BGT.detach()
             value, diagnostics = grpo_loss(
                 logp_BGT, logp_old_BGT, logp_ref_BGT, advantages_BGT, epsilon, beta, self.ratio_level
             )
