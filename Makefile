@@ -25,8 +25,8 @@ repro: setup ## run the main pipeline: only the stages whose inputs changed
 	leverlab params
 	dvc repro
 
-test: setup ## run the tests
-	pytest
+test: setup ## run the tests, in two processes
+	pytest -n 2 --dist loadgroup
 
 lint: setup ## check style, types and the dependencies that dvc.yaml declares
 	ruff check .

@@ -53,7 +53,8 @@ def body(stage: Stage, seed: int) -> None:
     publish_run(stage.state_dir, out)
     if params.encoder.train != "none":
         shutil.copyfile(stage.state_dir / FEATURES, out / FEATURES)
-        shutil.copytree(stage.state_dir / ENCODER, out / ENCODER)
+        left_by_a_kill = shutil.ignore_patterns("*.partial")
+        shutil.copytree(stage.state_dir / ENCODER, out / ENCODER, ignore=left_by_a_kill)
 
 
 def fresh_selector(queries: QueryData, data: Prepared, policy: SelectorParams, seed: int) -> Selector:
@@ -84,6 +85,7 @@ def encode_anew(
     else:
         model, processor, _ = load_clip(source)
         encoder = ClipImageEncoder(model, processor)
+    torch.manual_seed(seed)  # an adapter starts at random
     config = make_trainable(encoder.module, params.encoder, source)
     selector = fresh_selector(data.queries, data, policy, seed)
     images = ImageTable.of(encoder, [*data.pool, *data.splits["train"]])

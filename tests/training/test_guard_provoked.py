@@ -1,9 +1,10 @@
-"""The guard against real failures: GRPO on a toy world, with the settings of the committed params.yaml but for what
-provokes each failure. Rollouts, objective, validation and loop are those of the stage; the VLM alone is a known function.
+"""The guard against real failures: GRPO on a toy world with the settings of the committed params.yaml, but for the one
+that provokes the failure. Objective, rollouts, validation and loop are those of the stage; the VLM is a known function.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,79 +18,130 @@ from leverlab.config.base import parse_section, read_params
 from leverlab.config.grpo import GrpoParams
 from leverlab.config.guard import GuardParams
 from leverlab.config.reward import RewardParams
-from leverlab.config.schedule import Schedule
 from leverlab.config.selector import SelectorParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.report.training import Intervention, interventions
 from leverlab.selector.architecture import Architecture
+from leverlab.selector.batches import QueryData
+from leverlab.selector.candidates import Candidates, CandidateSet
+from leverlab.selector.features import FeatureTable
 from leverlab.selector.network import Selector
 from leverlab.training.grpo import Practice, policy_losses
 from leverlab.training.imitation import updates_per_epoch
-from leverlab.training.loop import NotFiniteError, Optimisation, Row, train
-from leverlab.training.reward import Terms, prefix_reward, terms_read
+from leverlab.training.loop import NotFiniteError, Optimisation, Row, checkpoint_name, train
+from leverlab.training.reward import prefix_reward, terms_read
 from leverlab.training.rollouts import OnlineRollouts
 from leverlab.training.runs import choose_epoch, load_epoch, read_metrics
 from leverlab.training.validation import Validator
-from stages.grpo import Arm, beta_after, make_objective
+from stages.grpo import Arm, make_objective
 
 COMMITTED = read_params(Path(__file__).parents[2] / "params.yaml")
 GRPO = parse_section(GrpoParams, "grpo", COMMITTED)
-GUARD = GRPO.guard
 REWARD = parse_section(RewardParams, "reward", COMMITTED)
+VLM = parse_section(VlmParams, "vlm", COMMITTED)
 SHOTS = parse_section(EvalParams, "eval", COMMITTED).shots
-TRAIN, VAL = 96, 48
-POOL, CANDIDATES = 60, 24
+ARCHITECTURE = Architecture.of(parse_section(SelectorParams, "selector", COMMITTED))
+LIMITS = ("max_kl", "min_entropy", "min_distinct", "max_identical")
+
+POOL, CANDIDATES, TRAIN, VAL = 60, 24, 96, 64
+DEMOS = tuple(f"d{index}" for index in range(POOL))
+QUERIES = tuple(f"q{index}" for index in range(TRAIN + VAL))
+PAID = DEMOS[:SHOTS]  # all questions are offered these, beside others at random
 
 Probability = Callable[[str, tuple[str, ...]], float]
 
 
-@dataclass
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def ignore(row: Row) -> None:
+    """Say nothing of an epoch."""
+
+
+def changed(**values: Any) -> GrpoParams:
+    """The committed settings with other values."""
+    return GrpoParams.model_validate(GRPO.model_dump() | values)
+
+
+def alone(limit: str) -> GuardParams:
+    """The committed guard with one of its limits alone."""
+    return GRPO.guard.model_copy(update={name: None for name in LIMITS if name != limit})
+
+
+@dataclass(frozen=True)
 class World:
+    """96 questions to learn from and 64 to validate on, with 24 of 60 demos each, all with random features."""
+
     toy: Any
-    data: Any
-    vectors: dict[str, np.ndarray]
+    data: QueryData
+    cosine: dict[tuple[str, str], float]  # of the image features of question and demo
+
+    def alike(self, question: str, demos: tuple[str, ...]) -> float:
+        """P(answer) rises with the likeness of the demos to the question: every question has demos of its own."""
+        mean = sum(self.cosine[question, demo] for demo in demos) / len(demos)
+        return 1 / (1 + math.exp(-6 * (mean - 0.4)))
+
+    def run(
+        self,
+        probability: Probability,
+        folder: Path,
+        params: GrpoParams = GRPO,
+        guard: GuardParams | None = GRPO.guard,
+        sharpness: float = 1.0,
+        shots: int = SHOTS,
+        on_epoch: Callable[[Row], None] = ignore,
+    ) -> pd.DataFrame:
+        """Train as the stage does and return the rows of metrics.csv. `sharpness` scales the logits at the start."""
+        torch.manual_seed(0)
+        policy = Selector(self.data.widths, ARCHITECTURE, 0.0)
+        with torch.no_grad():
+            policy.read.weight.mul_(sharpness)
+        self.data.standardise(policy, DEMOS, QUERIES[:TRAIN])
+        reference = copy.deepcopy(policy).eval().requires_grad_(False)
+        scorer, reward = self.toy.scorer(probability), REWARD.model_copy(update={"shot_weights": (1.0,) * shots})
+        rollouts = OnlineRollouts(
+            self.data,
+            scorer,
+            lambda terms, progress: prefix_reward(reward, terms, progress),
+            lambda query, text: float(text == "yes"),
+            terms_read(reward),
+            QUERIES[:TRAIN],
+            0,
+        )
+        validator = Validator(self.data, self.toy.questions(TRAIN + VAL)[TRAIN:], scorer, shots)
+        arm, practice = Arm("grpo", 0, params, reward, VLM, shots, folder), Practice()
+        losses = policy_losses(
+            policy,
+            rollouts,
+            lambda rows: make_objective(arm, reference, rows),
+            practice,
+            epochs=params.epochs,
+            batch=params.batch,
+            lists=params.group,
+            shots=shots,
+            updates=params.updates,
+            seed=0,
+            priority=params.priority,
+            curriculum=None,
+        )
+        settings = Optimisation.of(params, updates_per_epoch(TRAIN, params.batch) * params.updates, 0)
+        train(
+            policy, settings, losses, lambda selector: validator(selector, reference), folder, on_epoch, guard, practice
+        )
+        return read_metrics(folder / "metrics.csv")
 
 
 @pytest.fixture
 def world(toy: Any) -> World:
-    return make_world(toy)
-
-
-def make_world(toy: Any, candidates: int = CANDIDATES, sets: int = 2) -> World:
-    larger = type("Larger", (toy,), {"pool": tuple(f"d{index}" for index in range(POOL))})
-    data = larger.data(TRAIN + VAL, candidates, sets)
-    ids = [*larger.pool, *(f"q{index}" for index in range(TRAIN + VAL))]
-    return World(larger, data, {i: data.vectors("image", [i])[0] for i in ids})
-
-
-def near(world: World) -> Probability:
-    """Right where the last demo looks like the question."""
-    unit = {k: v / np.linalg.norm(v) for k, v in world.vectors.items()}
-    table = {(q, d): float(unit[q] @ unit[d]) for q in unit if q[0] == "q" for d in unit if d[0] == "d"}
-    def probability(question: str, demos: tuple[str, ...]) -> float:
-        sims = [table[question, d] for d in demos]
-        return float(1 / (1 + np.exp(-6 * (sum(sims) / len(sims) - 0.4))))
-    return probability
-
-
-def run(world, probability, folder, params=GRPO, guard=GUARD, sharpness=1.0, seed=0, shots=SHOTS):
-    torch.manual_seed(seed)
-    arch = Architecture.of(parse_section(SelectorParams, "selector", COMMITTED))
-    policy = Selector(world.data.widths, arch, 0.0)
-    with torch.no_grad():
-        policy.read.weight.mul_(sharpness)
-    world.data.standardise(policy, world.toy.pool, [f"q{i}" for i in range(TRAIN)])
-    reference = copy.deepcopy(policy).eval().requires_grad_(False)
-    scorer = world.toy.scorer(probability)
-    questions = world.toy.questions(TRAIN + VAL)
-    rollouts = OnlineRollouts(world.data, scorer, lambda terms, progress: prefix_reward(REWARD, terms, progress),
-        lambda q, t: float(t == "yes"), terms_read(REWARD), [f"q{i}" for i in range(TRAIN)], seed)
-    validator = Validator(world.data, questions[TRAIN:], scorer, shots)
-    practice = Practice()
-    arm = Arm("grpo", seed, params, REWARD, parse_section(VlmParams, "vlm", COMMITTED), shots, folder)
-    losses = policy_losses(policy, rollouts, lambda rows: make_objective(arm, reference, rows), practice,
-        epochs=params.epochs, batch=params.batch, lists=params.group, shots=shots, updates=params.updates, seed=seed,
-        priority=params.priority, curriculum=None)
-    settings = Optimisation.of(params, updates_per_epoch(TRAIN, params.batch) * params.updates, seed)
-    train(policy, settings, losses, lambda s: validator(s, reference), folder, lambda r: None, guard, practice)
-    return read_metrics(folder / "metrics.csv")
+    rng = np.random.default_rng(0)
+    vectors = [rng.normal(size=(POOL + TRAIN + VAL, width)).astype(np.float32) for width in (4, 3, 2)]
+    units = vectors[0] / np.linalg.norm(vectors[0], axis=1, keepdims=True)
+    cosines = units[POOL:] @ units[:POOL].T
+    sets = []
+    for query in QUERIES:
+        others = rng.permutation(DEMOS[SHOTS:])[: CANDIDATES - SHOTS]
+        sets.append(CandidateSet("train", query, 0, tuple(rng.permutation([*PAID, *others]).tolist())))
+    data = QueryData(FeatureTable((*DEMOS, *QUERIES), *vectors), Candidates(sets, DEMOS, "toy"))
+    pairs = {(q, d): float(cosines[i, j]) for i, q in enumerate(QUERIES) for j, d in enumerate(DEMOS)}
+    return World(toy, data, pairs)

@@ -183,7 +183,8 @@ def _resume(
         return 0
     state = read_state(path, ("epoch", "weights", "selector", "optimizer"))
     try:
-        if state["weights"].keys() != weights.keys() or type(state["epoch"]) is not int or state["epoch"] < 1:
+        kept, wanted = ({name: weight.shape for name, weight in of.items()} for of in (state["weights"], weights))
+        if kept != wanted or type(state["epoch"]) is not int or state["epoch"] < 1:
             raise LeverlabError("it belongs to other weights")
         with torch.no_grad():
             for name, weight in weights.items():
