@@ -41,12 +41,29 @@ def test_the_kl_is_a_mean_over_the_window() -> None:
     assert windowed_kl(back, 3) == 3  # nothing from before the way back
 
 
+def test_an_epoch_whose_own_kl_is_beyond_is_not_sound_though_the_window_keeps_to_it() -> None:
+    decision = intervene([START, row(1.0), row(2.5)], limits(max_kl=2.0))
+    assert (decision.action, decision.sound) == ("none", False)
+    assert intervene([START, row(1.0), row(1.9)], limits(max_kl=2.0)) == Decision()
+
+
+@pytest.mark.parametrize("name", ["kl", "entropy", "distinct_share", "identical"])
+def test_what_is_not_a_number_is_beyond_every_limit(name: str) -> None:
+    bounds = limits(max_kl=2.0, min_entropy=0.1, min_distinct=0.1, max_identical=0.5)
+    assert violation([START, row()], bounds) is None
+    assert violation([START, row(**{name: float("nan")})], bounds) is not None
+
+
 @pytest.mark.parametrize(
     ("limit", "measured", "problem"),
     [
         ({"max_kl": 1.4}, {"kl": 2.0}, "KL 1.5 nats per pick is above 1.4"),  # the mean of 1 and 2
         ({"min_entropy": 0.5}, {"entropy": 0.25}, "pick entropy 0.25 nats is below 0.5"),
-        ({"min_distinct": 0.1}, {"distinct_share": 0.05}, "distinct demos are 5.0% of all picks, below 10.0%"),
+        (
+            {"min_distinct": 0.1},
+            {"distinct_share": 0.05},
+            "picks show 5.0% of the demos that random ones would, below 10.0%",
+        ),
         ({"max_identical": 0.2}, {"identical": 0.5}, "50% of the questions get the same list, more than 20%"),
     ],
 )

@@ -100,9 +100,7 @@ for number, query in enumerate(TRAIN):
 def make_data(encoder: ImageEncoder) -> QueryData:
     examples, rng = [*POOL, *TRAIN], np.random.default_rng(0)
     question, answer = (rng.normal(size=(len(examples), width)).astype(np.float32) for width in (3, 2))
-    table = FeatureTable(
-        tuple(example.id for example in examples), image_features(encoder, examples), question, answer
-    )
+    table = FeatureTable(tuple(example.id for example in examples), image_features(encoder, examples), question, answer)
     drawn = [CandidateSet("train", query, 0, tuple(candidates)) for query, (candidates, _) in LISTS.items()]
     return QueryData(table, Candidates(drawn, [demo.id for demo in POOL], "here"))
 
@@ -199,8 +197,8 @@ def slow_logp(encoder: ImageEncoder, selector: Selector, data: QueryData, query:
     encoded = selector.encode((one_vector(encoder, BY_ID[query])[None], text("question", query)), shown)
     state, left, total = encoded.state_BW[:, None], [*names], torch.zeros(())
     for place, demo in enumerate([*demos, "STOP"][:SHOTS]):
-        keys = encoded.key_BKW[0]
-        scores = dict(zip([*names, "STOP"], selector.score(selector.read(selector.norm(state)), keys[None])[0, 0]))
+        logits = selector.score(selector.read(selector.norm(state)), encoded.key_BKW)[0, 0]
+        scores = dict(zip([*names, "STOP"], logits, strict=True))
         offered = left if place == 0 else [*left, "STOP"]
         total = total + scores[demo] - torch.stack([scores[name] for name in offered]).logsumexp(0)
         if demo != "STOP":
@@ -342,6 +340,16 @@ def test_the_first_loss_is_that_of_sft_on_the_features_of_the_encoder(make: Any,
     assert run.losses() == [pytest.approx(expected, abs=1e-4)]
 
 
+def test_dropout_is_on(make: Any, tmp_path: Path) -> None:
+    losses = []
+    for dropout in (0.0, 0.5):
+        run = Run(make("clip"), tmp_path / str(dropout), encoder_params("lora", epochs=1), batch=5, dropout=dropout)
+        run.selector.eval()
+        run.train()
+        losses += run.losses()
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_lists_are_learned_and_what_is_frozen_stays(make: Any, tmp_path: Path, kind: str, way: str) -> None:
@@ -361,12 +369,12 @@ def test_the_lists_are_learned_and_what_is_frozen_stays(make: Any, tmp_path: Pat
     assert not run.subject.encoder.module.training
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 def dies(_: str) -> None:
-    raise Killed
+    raise KilledError
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -380,7 +388,7 @@ def test_killed_after_every_epoch_it_ends_with_the_same_bits(make: Any, tmp_path
         run = Run(make(kind), tmp_path / "killed", params, dropout=0.3)
         if epoch > 0:
             randomise(run.subject.encoder.module)  # once there is a state, where a run starts does not matter
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run.train(dies)
     last = Run(make(kind), tmp_path / "killed", params, dropout=0.3)
     last.train()
@@ -395,7 +403,7 @@ def test_killed_after_every_epoch_it_ends_with_the_same_bits(make: Any, tmp_path
 
 def test_a_resumed_run_repeats_no_epoch(make: Any, tmp_path: Path) -> None:
     params = encoder_params("lora", epochs=3)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         Run(make("clip"), tmp_path, params).train(dies)
     run = Run(make("clip"), tmp_path, params)
     run.train()
@@ -540,6 +548,7 @@ save_encoder(Path(sys.argv[1]), tower, config)
 """
 
 
+@pytest.mark.slow
 def test_the_files_do_not_depend_on_the_order_of_hashes(tmp_path: Path) -> None:
     """25 layers: from 20 on PEFT shortens the list of their names, by way of sets."""
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(REPOSITORY / "src"), "OMP_NUM_THREADS": "1"}

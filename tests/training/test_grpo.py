@@ -98,7 +98,6 @@ def move(policy: Selector, loss: Tensor, lr: float = 0.02) -> None:
 def test_the_ratio_is_one_at_the_first_update_and_then_moves(toy: Any, level: str) -> None:
     policy, drawn = toy.selector(sharpness=3), drawn_by_hand(toy)
     closure = objective(toy.selector(seed=1), ratio_level=level).prepare(policy, drawn, 0.0)
-    assert closure is not None
     loss, first = closure()
     assert (float(first["approx_kl"]), float(first["clipfrac"]), float(first["ratio_max"])) == (0, 0, 1)
     move(policy, loss)
@@ -116,7 +115,6 @@ def test_the_second_update_is_clipped_by_loop(toy: Any, epsilon: float | None) -
     before = logp(policy, drawn).detach().tolist()
     advantages = zscore(drawn.rewards_BGT.mean(-1)).tolist()
     closure = objective(toy.selector(seed=1), clip_epsilon=epsilon).prepare(policy, drawn, 0.0)
-    assert closure is not None
     move(policy, closure()[0], lr=0.1)
     after = logp(policy, drawn).detach().tolist()
     terms, outside = [], 0
@@ -147,10 +145,10 @@ def test_flat_groups_are_dropped_and_counted(toy: Any) -> None:
     rewards[1] = 0.7
     drawn = drawn_by_hand(toy, rewards)
     for arm in (objective(reference, beta=0.3), Rejection(2, ONES)):
-        loss, diagnostics = arm.prepare(policy, drawn, 0.0)()  # type: ignore[misc]
+        loss, diagnostics = arm.prepare(policy, drawn, 0.0)()
         inputs = drawn.inputs
         kept = Trajectories(toy.data(3).batch(["q0", "q2"]), drawn.picks_BGT[[0, 2]], rewards[[0, 2]], torch.zeros(2))
-        alone, alone_diagnostics = arm.prepare(policy, kept, 0.0)()  # type: ignore[misc]
+        alone, alone_diagnostics = arm.prepare(policy, kept, 0.0)()
         assert inputs.query_ids == ("q0", "q1", "q2")
         torch.testing.assert_close(loss, alone)
         torch.testing.assert_close(gradient(loss, policy), gradient(alone, policy))
@@ -162,8 +160,13 @@ def test_flat_groups_are_dropped_and_counted(toy: Any) -> None:
 @pytest.mark.parametrize("credit", ["list", "to_go"])
 def test_a_batch_of_flat_groups_gives_no_update(toy: Any, credit: str) -> None:
     drawn = drawn_by_hand(toy, torch.full((3, 4, SHOTS), 0.3))
-    assert objective(toy.selector(), credit=credit).prepare(toy.selector(), drawn, 0.0) is None
-    assert Rejection(2, ONES).prepare(toy.selector(), drawn, 0.0) is None
+    for arm in (objective(toy.selector(), credit=credit), Rejection(2, ONES)):
+        loss, diagnostics = arm.prepare(toy.selector(), drawn, 0.0)()
+        assert loss is None
+        assert {name: round(float(value), 6) for name, value in diagnostics.items()} == {
+            "reward": 0.3,
+            "flat_groups": 1,
+        }
 
 
 def test_to_go_sees_a_spread_that_the_list_return_does_not(toy: Any) -> None:
@@ -171,8 +174,8 @@ def test_to_go_sees_a_spread_that_the_list_return_does_not(toy: Any) -> None:
     rewards = torch.tensor([[[1.0, 0, 0], [0, 0, 1]]], dtype=torch.float64)
     drawn = drawn_by_hand(toy, rewards, queries=1, lists=2)
     policy = toy.selector()
-    assert objective(policy).prepare(policy, drawn, 0.0) is None
-    assert objective(policy, credit="to_go").prepare(policy, drawn, 0.0) is not None
+    assert objective(policy).prepare(policy, drawn, 0.0)()[0] is None
+    assert objective(policy, credit="to_go").prepare(policy, drawn, 0.0)()[0] is not None
 
 
 def test_dropout_is_off_in_every_log_probability(toy: Any) -> None:
@@ -216,7 +219,7 @@ def credited(toy: Any, credit: str, shot_weights: Sequence[float], advantages_BG
     """Check that the first gradient is that of -mean(A log pi) with the given credit of every pick."""
     policy, drawn = toy.selector(sharpness=3), drawn_by_hand(toy)
     arm = objective(policy, credit=credit, shot_weights=tuple(shot_weights))
-    loss, _ = arm.prepare(policy, drawn, 0.0)()  # type: ignore[misc]
+    loss, _ = arm.prepare(policy, drawn, 0.0)()
     expected = gradient(-(advantages_BGT * logp(policy, drawn)).mean(), policy)
     torch.testing.assert_close(gradient(loss, policy), expected, rtol=1e-4, atol=1e-6)
 
@@ -320,9 +323,10 @@ def test_every_query_is_drawn_once_an_epoch_at_a_step_of_its_own(toy: Any) -> No
     assert again.asked == rollouts.asked[:3]
 
 
-def test_a_flat_batch_is_skipped(toy: Any) -> None:
+def test_a_flat_batch_has_no_loss_and_its_place_among_the_updates(toy: Any) -> None:
     policy, rollouts = toy.selector(), Recording(toy, flat=lambda step: step == 1)
-    assert len(list(closures(rollouts, policy, objective(policy), 1, updates=3))) == 6
+    losses = [closure()[0] for closure in closures(rollouts, policy, objective(policy), 1, updates=3)]
+    assert [loss is None for loss in losses] == [False] * 3 + [True] * 3 + [False] * 3
     assert len(rollouts.asked) == 3
 
 

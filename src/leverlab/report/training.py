@@ -31,8 +31,7 @@ def interventions(curves: Curves) -> list[Intervention]:
         for method, runs in curves.items()
         for seed, rows in runs.items()
         if "guard" in rows
-        for row in rows.fillna({"guard": ""}).to_dict("records")
-        if row["guard"]
+        for row in rows[rows["guard"].notna()].to_dict("records")
     ]
 
 
@@ -40,8 +39,8 @@ def training_metrics(checkpoints: pd.DataFrame, curves: Curves, findings: Sequen
     """Return what gates may ask for beside reports/metrics.json, as means over seeds.
 
     `chosen.<method>.<figure>`: of the chosen checkpoints, on validation questions: val_accuracy, kl and entropy (nats
-    per pick), distinct_share, identical. `training.<method>.<figure>`: means over all epochs of training: flat_groups,
-    clipfrac. `health.<name>`: the findings before training.
+    per pick), distinct_share and identical (see `Validator`). `training.<method>.<figure>`: means over all epochs of
+    training: flat_groups, clipfrac. `health.<name>`: the findings before training.
     """
     chosen = checkpoints[checkpoints["chosen"].astype(bool)]
     return {

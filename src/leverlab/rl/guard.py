@@ -17,7 +17,11 @@ Action = Literal["none", "alarm", "back", "stop"]
 
 @dataclass(frozen=True)
 class Decision:
-    """What the guard does after an epoch, why, and whether the epoch kept to the limits. The columns of its row."""
+    """What the guard does after an epoch, why, and whether the epoch kept to the limits. The columns of its row.
+
+    An epoch whose own KL is beyond the limit is not sound, even where the mean of the window keeps to it: nobody should
+    choose it or go back to it.
+    """
 
     action: Action = "none"
     guard: str = ""
@@ -27,25 +31,26 @@ class Decision:
 def violation(rows: Sequence[Row], limits: GuardParams) -> str | None:
     """Return what the last row is beyond, or None.
 
-    rows: one an epoch from 0 on, with `kl` and `entropy` in nats per pick, `distinct_share` of demos among all picks,
-        and `identical`, the share of the questions that get the most frequent list. Epoch 0 is where training starts:
-        it is never beyond a limit.
+    rows: one an epoch from 0 on, with `kl` and `entropy` in nats per pick, `distinct_share`, how many different demos
+        are picked compared with random lists, and `identical`, the share of the questions that get the most frequent
+        list. Epoch 0 is where training starts: it is never beyond a limit. What is not a number is beyond any.
     """
     if len(rows) < 2:
         return None
     last, kl = rows[-1], windowed_kl(rows, limits.window)
     found = [
-        (limits.max_kl is not None and kl > limits.max_kl, f"KL {kl:.3g} nats per pick is above {limits.max_kl}"),
+        (limits.max_kl is not None and not kl <= limits.max_kl, f"KL {kl:.3g} nats per pick is above {limits.max_kl}"),
         (
-            limits.min_entropy is not None and last["entropy"] < limits.min_entropy,
+            limits.min_entropy is not None and not last["entropy"] >= limits.min_entropy,
             f"pick entropy {last['entropy']:.3g} nats is below {limits.min_entropy}",
         ),
         (
-            limits.min_distinct is not None and last["distinct_share"] < limits.min_distinct,
-            f"distinct demos are {last['distinct_share']:.1%} of all picks, below {limits.min_distinct or 0:.1%}",
+            limits.min_distinct is not None and not last["distinct_share"] >= limits.min_distinct,
+            f"picks show {last['distinct_share']:.1%} of the demos that random ones would, below "
+            f"{limits.min_distinct or 0:.1%}",
         ),
         (
-            limits.max_identical is not None and last["identical"] > limits.max_identical,
+            limits.max_identical is not None and not last["identical"] <= limits.max_identical,
             f"{last['identical']:.0%} of the questions get the same list, more than {limits.max_identical or 0:.0%}",
         ),
     ]
@@ -72,11 +77,12 @@ def intervene(rows: Sequence[Row], limits: GuardParams, problem: str | None = No
         if rollbacks(rows) >= limits.max_rollbacks:
             return Decision("stop", f"stopped: {problem} (went back {limits.max_rollbacks} times before)", sound=False)
         return Decision("back", f"back to epoch {last_sound(rows[:-1])}: {problem}", sound=False)
+    sound = len(rows) < 2 or limits.max_kl is None or rows[-1]["kl"] <= limits.max_kl
     if limits.max_falls is not None and falls(rows) >= limits.max_falls:
-        return Decision("stop", f"stopped: the validation accuracy fell {limits.max_falls} times in a row", sound=True)
+        return Decision("stop", f"stopped: the validation accuracy fell {limits.max_falls} times in a row", sound)
     if limits.min_kl is not None and len(rows) > 1 and (kl := windowed_kl(rows, limits.window)) < limits.min_kl:
         return Decision("alarm", f"alarm: KL {kl:.3g} nats per pick is below {limits.min_kl}, the policy hardly moves")
-    return Decision()
+    return Decision(sound=sound)
 
 
 def falls(rows: Sequence[Row]) -> int:

@@ -36,9 +36,9 @@ class Rollouts(Protocol):
 
 
 class Objective(Protocol):
-    """What an arm makes of trajectories: the loss of one update, or None when they carry no signal."""
+    """What an arm makes of trajectories."""
 
-    def prepare(self, policy: Selector, drawn: Trajectories, progress: float) -> Callable[[], Loss] | None:
+    def prepare(self, policy: Selector, drawn: Trajectories, progress: float) -> Callable[[], Loss]:
         """Return the loss closure of `drawn`, to be called once for each update; schedules stand at `progress`."""
 
 
@@ -54,11 +54,11 @@ class Grpo:
     beta: Schedule
     ratio_level: RatioLevel
 
-    def prepare(self, policy: Selector, drawn: Trajectories, progress: float) -> Callable[[], Loss] | None:
+    def prepare(self, policy: Selector, drawn: Trajectories, progress: float) -> Callable[[], Loss]:
         """Return the clipped loss against the policy as it is now (which drew, or last visited, the trajectories)."""
         advantages_BGT, live_B = self._advantages(drawn.rewards_BGT)
         if not bool(live_B.any()):
-            return None
+            return lambda: _no_signal(drawn)
         policy.eval()
         query, demos = (tuple(part[live_B] for part in parts) for parts in (drawn.inputs.query, drawn.inputs.demos))
         picks_BGT, advantages_BGT = drawn.picks_BGT[live_B], advantages_BGT[live_B].float()
@@ -98,7 +98,7 @@ class Rejection:
     keep: int
     shot_weights: tuple[float, ...]
 
-    def prepare(self, policy: Selector, drawn: Trajectories, progress: float) -> Callable[[], Loss] | None:
+    def prepare(self, policy: Selector, drawn: Trajectories, progress: float) -> Callable[[], Loss]:
         """Return the cross-entropy of the best lists. Raises `LeverlabError` when a group has fewer than `keep`."""
         if self.keep > drawn.rewards_BGT.shape[1]:
             raise LeverlabError(
@@ -109,7 +109,7 @@ class Rejection:
         rewards_BG = (drawn.rewards_BGT * weights_T).sum(-1) / weights_T.sum()
         _, live_B = group_advantages(rewards_BG, "mean_centred")
         if not bool(live_B.any()):
-            return None
+            return lambda: _no_signal(drawn)
         policy.eval()
         query, demos = (tuple(part[live_B] for part in parts) for parts in (drawn.inputs.query, drawn.inputs.demos))
         best_BG = rewards_BG[live_B].topk(self.keep, dim=1).indices
@@ -123,6 +123,11 @@ class Rejection:
             return value, {**diagnostics, "reward": drawn.rewards_BGT.mean(), "flat_groups": flat}
 
         return loss
+
+
+def _no_signal(drawn: Trajectories) -> Loss:
+    """Return what an update reports of trajectories whose groups are all flat."""
+    return None, {"reward": drawn.rewards_BGT.mean(), "flat_groups": torch.tensor(1.0)}
 
 
 class Practice:
@@ -172,7 +177,7 @@ def policy_losses(
 ) -> Callable[[int, Sequence[Row]], Iterator[Callable[[], Loss]]]:
     """Return the losses of an epoch: for each batch of queries `lists` trajectories, then `updates` updates on them.
 
-    Groups without spread carry no signal and are dropped; a batch of nothing else gives no update. `objective(rows)` is
+    Groups without spread carry no signal and are dropped; a batch of nothing else has no loss. `objective(rows)` is
     asked anew for each epoch, so that its settings may follow what the epochs before showed. `practice` learns what is
     drawn, and decides which queries come again under `priority`.
     """
@@ -191,8 +196,7 @@ def policy_losses(
             drawn = rollouts.draw(policy, [queries[position] for position in positions], at, lists, shots)
             practice.note(drawn)
             loss = arm.prepare(policy, drawn if lesson is None else drawn.best_and_worst(lesson.keep), at.progress)
-            if loss is not None:
-                for _ in range(updates):
-                    yield loss
+            for _ in range(updates):
+                yield loss
 
     return epoch_losses

@@ -26,7 +26,7 @@ from leverlab.selector.checkpoints import load_selector, save_selector
 from leverlab.selector.network import Selector
 from leverlab.training.resume import read_state, state_error
 
-Loss = tuple[Tensor, dict[str, Tensor]]
+Loss = tuple[Tensor | None, dict[str, Tensor]]  # None: nothing to learn from; the diagnostics count all the same
 Row = dict[str, Any]  # numbers, and with a guard the columns of its `Decision`
 
 
@@ -205,8 +205,10 @@ class _Run:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             loss, diagnostics = closure()
-            norm = self._step(loss, f"update {update + 1} (learning rate {lr:g})")
-            for name, value in {"loss": loss.detach(), "grad_norm": norm, **diagnostics}.items():
+            if loss is not None:
+                norm = self._step(loss, f"update {update + 1} (learning rate {lr:g})")
+                diagnostics = {"loss": loss.detach(), "grad_norm": norm, **diagnostics}
+            for name, value in diagnostics.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
                 counts[name] = counts.get(name, 0) + 1
         if not all(bool(torch.isfinite(weight).all()) for weight in self.selector.parameters()):

@@ -37,8 +37,9 @@ class Validator:
         `val_accuracy` is the VQA accuracy averaged over shot counts, `val_accuracy_k` the one at k shots, `val_loss`
         the mean negative log-probability of the reference answers, `entropy` the policy's mean entropy per pick and
         `kl` its exact divergence from `reference` per pick, both along the greedy lists and in nats, `distinct_demos`
-        how many different demos were picked, `distinct_share` that as a share of all picks, `identical` the share of
-        the questions that get the most frequent list, `list_length` how many demos a list has.
+        how many different demos were picked, `distinct_share` that over the number which as many random picks of the
+        offered demos would show, in expectation, `identical` the share of the questions that get the most frequent
+        list, `list_length` how many demos a list has.
         """
         selector.eval()
         accuracy, loss, entropy, kl, picked = [], [], [], [], Counter[DemoList]()
@@ -65,5 +66,7 @@ class Validator:
         distinct = {demo for demos in picked for demo in demos}
         row |= {"kl": float(np.mean(kl)) if kl else math.nan, "distinct_demos": float(len(distinct))}
         picks = sum(len(demos) * times for demos, times in picked.items())
-        row |= {"distinct_share": len(distinct) / picks, "list_length": picks / picked.total()}
+        offered = len({demo for batch in self._batches for candidates in batch.candidate_ids for demo in candidates})
+        at_random = offered * (1 - (1 - 1 / offered) ** picks)
+        row |= {"distinct_share": len(distinct) / at_random, "list_length": picks / picked.total()}
         return row | {"identical": max(picked.values()) / picked.total()}
