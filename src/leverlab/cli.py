@@ -14,6 +14,8 @@ import typer
 from leverlab.errors import LeverlabError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from leverlab.pipeline.answers_of import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -66,8 +68,6 @@ def blast(
     import dataclasses
     import json
 
-    from rich.console import Console
-
     from leverlab.pipeline import blast as radius
 
     root = repository_root()
@@ -78,7 +78,7 @@ def blast(
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(rerun) for rerun in reruns], indent=2))
     elif reruns:
-        Console(markup=False, highlight=False).print(radius.table(key, reruns))
+        _console(200).print(radius.table(key, reruns))
     else:
         typer.echo(f"no stage reads {key}: a change of it re-runs nothing")
 
@@ -103,8 +103,6 @@ def lineage(
     import json
     import os
 
-    from rich.console import Console
-
     from leverlab.pipeline import lineage as origins
 
     root = repository_root()
@@ -112,8 +110,7 @@ def lineage(
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(origin), indent=2, ensure_ascii=False))
     else:
-        width = None if sys.stdout.isatty() else 1000  # a file or a pipe gets whole lines
-        Console(width=width).print(origins.render(origin, code))
+        _console(1000, markup=True).print(origins.render(origin, code))
 
 
 Method = Annotated[str, typer.Option(help="The method whose answers are compared.")]
@@ -144,8 +141,6 @@ def _compare(runs: "list[Run]", method: str, as_json: bool, as_markdown: bool, h
         raise typer.BadParameter("give --json or --markdown, not both")
     import json
 
-    from rich.console import Console
-
     from leverlab.files import write_text
     from leverlab.pipeline import compare_runs_report as shown
     from leverlab.pipeline.compare_runs import compare as compared
@@ -158,8 +153,7 @@ def _compare(runs: "list[Run]", method: str, as_json: bool, as_markdown: bool, h
     elif as_markdown:
         typer.echo(shown.to_markdown(comparison), nl=False)
     else:
-        width = None if sys.stdout.isatty() else 200  # a file or a pipe gets whole lines
-        console = Console(width=width, markup=False, highlight=False)
+        console = _console(200)
         for table in shown.tables(comparison):
             console.print(table)
         for line in (*comparison.warnings, *shown.sentences(comparison)):
@@ -185,8 +179,6 @@ def health(
     import json
     import os
 
-    from rich.console import Console
-
     from leverlab.evaluation.health import failures
     from leverlab.pipeline.groups_health import groups_health, render
 
@@ -196,8 +188,7 @@ def health(
     if as_json:
         typer.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=2))
     else:
-        width = None if sys.stdout.isatty() else 1000  # a file or a pipe gets whole lines
-        Console(width=width).print(render(file, findings))
+        _console(1000, markup=True).print(render(file, findings))
     raise typer.Exit(1 if failures(findings) else 0)
 
 
@@ -212,12 +203,10 @@ def verify(
     ] = None,
 ) -> None:
     """Run stages again in a temporary folder and compare what they write with dvc.lock."""
-    from rich.console import Console
-
     from leverlab.pipeline import verify as again
 
     root = repository_root()
-    console = Console(markup=False, highlight=False)
+    console = _console(200)
     verdicts = []
     for name in again.select(root, stages or []):
         with console.status(f"{name} runs again"):
@@ -232,12 +221,10 @@ def verify(
 @app.command()
 def gate() -> None:
     """Print the acceptance rules of the last report; fail when one of them failed."""
-    from rich.console import Console
-
     from leverlab.pipeline import gate as acceptance
 
     gates = acceptance.read_gates(repository_root())
-    Console(markup=False, highlight=False).print(acceptance.table(gates))
+    _console(200).print(acceptance.table(gates))
     raise typer.Exit(0 if all(rule.passed for rule in gates) else 1)
 
 
@@ -326,8 +313,6 @@ def plan_ledger(
     """Judge all plans that ran, or rank experiments by validation accuracy and tell the effects of their params."""
     if (names and (base is not None or write)) or (not names and out is not None):
         raise typer.BadParameter("--base and --write are for all plans, --out is for given runs")
-    from rich.console import Console
-
     from leverlab.files import write_text
     from leverlab.pipeline import ledger_inputs, ledger_report, sweep_report
     from leverlab.pipeline.ledger import plan_ledger
@@ -344,8 +329,7 @@ def plan_ledger(
         written = [root / "docs/plans.md"] if write else []
         for path in written:
             write_text(path, ledger_report.to_markdown(ledger))
-    width = None if sys.stdout.isatty() else 200  # a file or a pipe gets whole lines
-    console = Console(width=width, markup=False, highlight=False)
+    console = _console(200)
     for table in tables:
         console.print(table)
     for line in (*lines, *(f"{path} is written" for path in written)):
@@ -362,6 +346,13 @@ def _run_plan(name: str, base: str | None, queue: bool) -> int:
     command = experiment_command(found, queue)
     typer.echo(shlex.join(command))
     return subprocess.run(command, cwd=root, check=False).returncode
+
+
+def _console(width: int, markup: bool = False) -> "Console":
+    """Return where to print: a terminal is as wide as it is, a file or a pipe gets whole lines of up to `width`."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width, markup=markup, highlight=markup)
 
 
 def repository_root() -> Path:
