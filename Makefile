@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 # One thread gives the same bytes on every machine, and is faster for small models; raise it for large ones.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help repro test lint format bench verify report clean setup
+.PHONY: help repro test lint format bench verify report gate clean setup
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -25,8 +25,8 @@ repro: setup ## run the main pipeline: only the stages whose inputs changed
 	leverlab params
 	dvc repro
 
-test: setup ## run the tests
-	pytest
+test: setup ## run the tests, in two processes
+	pytest -n 2 --dist loadgroup
 
 lint: setup ## check style, types and the dependencies that dvc.yaml declares
 	ruff check .
@@ -46,6 +46,9 @@ verify: setup ## run every stage again in an empty place and compare the bytes o
 
 report: setup ## bring reports/ up to date, with the stages that it needs
 	dvc repro report
+
+gate: setup ## fail when an acceptance rule of the last report failed
+	leverlab gate
 
 clean: ## remove build products; the DVC cache, data and models stay
 	rm -rf build dist src/*.egg-info dvc_plots .hypothesis .mypy_cache .pytest_cache .ruff_cache

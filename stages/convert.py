@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
@@ -13,7 +15,7 @@ from leverlab.files import write_text
 from leverlab.selector.checkpoints import load_selector
 from leverlab.selector.inference import InferenceSelector, save_inference
 from leverlab.stage import Stage, run_stage
-from leverlab.training.prepared import Prepared
+from leverlab.training.prepared import FEATURES, Prepared
 
 
 class Choice(BaseModel, strict=True, extra="forbid"):
@@ -47,17 +49,20 @@ def body(stage: Stage) -> None:
     best = read_choice(stage.dep("models/best") / "best.json")
     data = Prepared(stage.dep("data/prepared"), ["val"])
     questions = [question.id for question in data.splits["val"]]
-    batches = [data.queries.batch(questions, index) for index in range(data.queries.sets(questions[0]))]
     pool_digest = hashlib.sha256("\n".join(sorted(demo.id for demo in data.pool)).encode()).hexdigest()
     proofs = {}
     for choice in best.chosen:
         name = f"{choice.method}-{choice.seed}"
         selector = load_selector(Path("models/best") / f"{name}.safetensors")
+        trained = Path("models/best") / f"{choice.seed}-{FEATURES}"  # there is one where SFT trained the encoder
+        features = trained if trained.exists() else None
+        queries = data.queries_with(features)
+        batches = [queries.batch(questions, index) for index in range(queries.sets(questions[0]))]
         config = {
             **choice.model_dump(),
             "shots": shots,
             "widths": list(selector.widths),
-            "width": selector.width,
+            **asdict(selector.architecture),
             "pool": pool_digest,
         }
         folders = [stage.out("models/selectors") / name]
@@ -65,6 +70,8 @@ def body(stage: Stage) -> None:
             folders.append(stage.out("models/selector"))
         for folder in folders:
             save_inference(folder, inference_tensors(selector), config)
+            if features:
+                shutil.copyfile(features, folder / FEATURES)
             proofs[name] = check_equal_picks(selector, InferenceSelector.load(folder), batches, shots)
     write_text(stage.out("models/selectors") / "proof.json", json.dumps({"equal_picks": proofs}, indent=2) + "\n")
     stage.say(f"{len(proofs)} selectors converted; all {sum(proofs.values())} picks on validation questions equal")

@@ -1,7 +1,8 @@
 """grpo: group-relative policy optimisation of the selector, and its equal-budget control in a process beside it."""
 
+import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,25 +11,26 @@ from numpy.typing import NDArray
 
 from leverlab.config.grpo import GrpoParams
 from leverlab.config.reward import RewardParams
+from leverlab.config.schedule import Schedule
 from leverlab.config.vlm import EvalParams, VlmParams
-from leverlab.errors import LeverlabError
 from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.parallel import run_tasks
 from leverlab.rl.kl import adapt_beta
-from leverlab.rl.rewards import mode_rewards, required_terms
 from leverlab.selector.network import Selector
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.groups import read_groups
-from leverlab.training.grpo import Grpo, Objective, Rejection, Rollouts, policy_losses
+from leverlab.training.grpo import Curriculum, Grpo, Objective, Practice, Rejection, Rollouts, policy_losses
 from leverlab.training.imitation import updates_per_epoch
 from leverlab.training.loop import Optimisation, Row, describe, train
-from leverlab.training.prepared import Prepared
+from leverlab.training.prepared import Prepared, features_of
+from leverlab.training.reward import Terms, list_reward, prefix_reward, terms_read
 from leverlab.training.rollouts import OnlineRollouts, StoredRollouts
 from leverlab.training.runs import load_epoch, publish_run
 from leverlab.training.validation import Validator
 from leverlab.vlm.scoring import Scorer
 
 ARMS = ("grpo", "sft_control")
+GROUPS = Path("data/rl/groups.parquet")
 
 
 @dataclass(frozen=True)
@@ -47,54 +49,72 @@ class Arm:
 def train_arm(arm: Arm) -> list[str]:
     """Train an arm in its folder and return one line an epoch."""
     params, lines = arm.params, list[str]()
-    data = Prepared(Path("data/prepared"), ["train", "val"])
+    data = Prepared(Path("data/prepared"), ["train", "val"], features_of(Path(f"models/sft/{arm.seed}")))
     questions = [*data.splits["train"], *data.splits["val"]]
     scorer = data.scorer(questions, workspace_store() / "scores.sqlite", arm.vlm)
     validator = Validator(data.queries, data.splits["val"], scorer, arm.shots)
     policy = load_epoch(Path(f"models/{params.init}/{arm.seed}"), "best")
     reference = load_epoch(Path(f"models/{params.reference}/{arm.seed}"), "best").requires_grad_(False)
-    rollouts = make_rollouts(arm, data, scorer)
+    rollouts, practice = make_rollouts(arm, data, scorer, policy.architecture.stop), Practice()
     losses = policy_losses(
         policy,
         rollouts,
         lambda rows: make_objective(arm, reference, rows),
+        practice,
+        epochs=params.epochs,
         batch=params.batch,
         lists=params.group,
         shots=arm.shots,
         updates=params.updates,
         seed=arm.seed,
+        priority=params.priority,
+        curriculum=make_curriculum(arm),
     )
     updates = updates_per_epoch(len(rollouts.query_ids), params.batch) * params.updates
-    settings = Optimisation.of(params, updates, arm.seed)
+    settings, guard = Optimisation.of(params, updates, arm.seed), None
     if arm.name == "sft_control":
         settings = replace(settings, lr=params.control.lr)
+    else:
+        guard = params.guard
 
     def say(row: Row) -> None:
         lines.append(f"{arm.name} {describe(row, params.epochs)}")
         print(f"grpo@{arm.seed}: {lines[-1]}", flush=True)
 
-    train(policy, settings, losses, lambda selector: validator(selector, reference), arm.folder, say)
+    train(policy, settings, losses, lambda selector: validator(selector, reference), arm.folder, say, guard, practice)
     return lines
 
 
-def make_rollouts(arm: Arm, data: Prepared, scorer: Scorer) -> Rollouts:
-    """Return where the arm's trajectories come from."""
+def make_rollouts(arm: Arm, data: Prepared, scorer: Scorer, stop: bool) -> Rollouts:
+    """Return where the trajectories of an arm come from, whose policy may `stop`."""
 
-    def reward(terms: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        return np.asarray(mode_rewards(arm.reward.mode, dict(terms), arm.reward.weights), np.float64)
+    def reward(terms: Terms, progress: float) -> NDArray[np.float64]:
+        return prefix_reward(arm.reward, terms, progress)
 
     if arm.params.rollouts == "offline":
-        groups = read_groups(Path("data/rl/groups.parquet"), arm.shots)
-        return StoredRollouts(data.queries, groups, reward)
-    needed = set(required_terms(arm.reward.mode, arm.reward.weights))
-    if unknown := needed - {"correct", "vqa_accuracy", "answer_prob"}:
-        raise LeverlabError(
-            f"online rollouts cannot score {sorted(unknown)}; weigh correct, vqa_accuracy and answer_prob in "
-            "reward.weights, or set grpo.rollouts to offline"
-        )
+        groups = read_groups(GROUPS, arm.shots)
+        return StoredRollouts(data.queries, [group.stopped() for group in groups] if stop else groups, reward)
     answers = {question.id: question.answers for question in data.splits["train"]}
-    vqa = (lambda query, text: vqa_accuracy(text, answers[query])) if "vqa_accuracy" in needed else None
-    return OnlineRollouts(data.queries, scorer, reward, vqa, list(answers), arm.seed)
+    return OnlineRollouts(
+        data.queries,
+        scorer,
+        reward,
+        lambda query, text: vqa_accuracy(text, answers[query]),
+        terms_read(arm.reward),
+        list(answers),
+        arm.seed,
+    )
+
+
+def make_curriculum(arm: Arm) -> Curriculum | None:
+    """Return the first epochs' queries: of those with a stored group the share that is best rewarded there."""
+    params, reward = arm.params.curriculum, arm.reward
+    if params.epochs == 0:
+        return None
+    groups = read_groups(GROUPS, arm.shots)
+    rewards = {group.query_id: list_reward(reward, group.terms, 0.0).mean() for group in groups}
+    easy = sorted(rewards, key=lambda query: (-rewards[query], query))[: math.ceil(params.queries * len(rewards))]
+    return Curriculum(params.epochs, frozenset(easy), params.keep)
 
 
 def make_objective(arm: Arm, reference: Selector, rows: Sequence[Row]) -> Objective:
@@ -113,16 +133,16 @@ def make_objective(arm: Arm, reference: Selector, rows: Sequence[Row]) -> Object
     )
 
 
-def beta_after(params: GrpoParams, divergences: Sequence[float]) -> float:
+def beta_after(params: GrpoParams, divergences: Sequence[float]) -> Schedule:
     """Return the KL coefficient after epochs with the given divergences; a function of history alone, so resume is
     exact."""
-    beta, adaptive = params.kl_beta, params.adaptive_kl
-    if adaptive.enabled:
-        for kl in divergences:
-            beta = adapt_beta(
-                beta, kl, adaptive.low, adaptive.high, adaptive.factor, adaptive.minimum, adaptive.maximum
-            )
-    return beta
+    adaptive = params.adaptive_kl
+    if not adaptive.enabled:
+        return params.kl_beta
+    beta = params.kl_beta.start
+    for kl in divergences:
+        beta = adapt_beta(beta, kl, adaptive.low, adaptive.high, adaptive.factor, adaptive.minimum, adaptive.maximum)
+    return Schedule.model_validate(beta)
 
 
 def body(stage: Stage, seed: int) -> None:
@@ -132,6 +152,7 @@ def body(stage: Stage, seed: int) -> None:
     for needed in (
         "data/prepared",
         "data/rl/groups.parquet",
+        f"models/sft/{seed}",
         f"models/{params.init}/{seed}",
         f"models/{params.reference}/{seed}",
     ):

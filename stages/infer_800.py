@@ -9,16 +9,16 @@ import pandas as pd
 from leverlab.config.infer import InferParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.evaluation.inference import answer_rows, baseline_lists, oracle_lists, selector_lists
-from leverlab.evaluation.summary import ANSWER_SCHEMA, metrics, shots_table
+from leverlab.evaluation.summary import ANSWER_SCHEMA, SELECTORS, metrics, shots_table
 from leverlab.files import write_text
 from leverlab.parallel import run_tasks
 from leverlab.records import write_table
+from leverlab.selector.batches import QueryData
 from leverlab.selector.inference import InferenceSelector
 from leverlab.stage import Stage, run_stage, workspace_store
-from leverlab.training.prepared import Prepared
+from leverlab.training.prepared import Prepared, features_of
 from leverlab.vlm.scoring import Scorer
 
-METHODS = ("sft", "rce", "sft_control", "grpo")
 QUESTIONS_A_TASK = 100  # fixed, so that batches do not depend on the number of workers
 
 
@@ -38,7 +38,7 @@ class Worker:
     settings: Settings
     data: Prepared
     scorer: Scorer
-    selectors: dict[tuple[str, int], InferenceSelector]
+    selectors: dict[tuple[str, int], tuple[InferenceSelector, QueryData]]
 
     @classmethod
     def start(cls, settings: Settings) -> None:
@@ -47,17 +47,24 @@ class Worker:
         cls.data = Prepared(Path("data/prepared"), ["test"])
         cls.scorer = cls.data.scorer(cls.data.splits["test"], workspace_store() / "scores.sqlite", settings.vlm)
         cls.selectors = {
-            (method, seed): InferenceSelector.load(Path(f"models/selectors/{method}-{seed}"))
-            for method in METHODS
+            (method, seed): cls.selector(Path(f"models/selectors/{method}-{seed}"))
+            for method in SELECTORS
             for seed in settings.seeds
         }
+
+    @classmethod
+    def selector(cls, folder: Path) -> tuple[InferenceSelector, QueryData]:
+        """Return a converted selector and the features that it reads."""
+        features = features_of(folder)
+        return InferenceSelector.load(folder), cls.data.queries_with(features) if features else cls.data.queries
 
 
 def answer(start: int) -> list[dict[str, object]]:
     """Return the answers of every method to the questions from position `start` on."""
     data, settings = Worker.data, Worker.settings
     questions = data.splits["test"][start : start + QUESTIONS_A_TASK]
-    batch = data.queries.batch([question.id for question in questions])
+    ids = [question.id for question in questions]
+    batch = data.queries.batch(ids)
     shown = baseline_lists(
         batch,
         data.question_types(),
@@ -66,8 +73,8 @@ def answer(start: int) -> list[dict[str, object]]:
         settings.infer.random_seeds,
         settings.infer.fixed_seed,
     )
-    for (method, seed), selector in Worker.selectors.items():
-        shown.append(selector_lists(selector, batch, settings.shots, method, seed))
+    for (method, seed), (selector, queries) in Worker.selectors.items():
+        shown.append(selector_lists(selector, queries.batch(ids), settings.shots, method, seed))
     shown.append(oracle_lists(Worker.scorer, batch, settings.shots))
     return [row for lists in shown for row in answer_rows(Worker.scorer, questions, lists)]
 

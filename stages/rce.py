@@ -12,13 +12,12 @@ from leverlab.config.rce import RceParams
 from leverlab.config.reward import RewardParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.rl.losses import rce_weights
-from leverlab.rl.rewards import mode_rewards, trajectory_reward
-from leverlab.rl.schedules import schedule_value
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.groups import read_groups
 from leverlab.training.imitation import imitation_losses, updates_per_epoch
 from leverlab.training.loop import Optimisation, describe, train
-from leverlab.training.prepared import Prepared
+from leverlab.training.prepared import Prepared, features_of
+from leverlab.training.reward import list_reward
 from leverlab.training.runs import load_epoch, publish_run
 from leverlab.training.validation import Validator
 
@@ -27,24 +26,24 @@ def body(stage: Stage, seed: int) -> None:
     """Train one seed from its SFT checkpoint and write a checkpoint of every epoch."""
     vlm, shots = stage.section("vlm", VlmParams), stage.section("eval", EvalParams).shots
     params, reward = stage.section("rce", RceParams), stage.section("reward", RewardParams)
-    data = Prepared(stage.dep("data/prepared"), ["val"])
+    sft = stage.dep(f"models/sft/{seed}")
+    data = Prepared(stage.dep("data/prepared"), ["val"], features_of(sft))
     groups = read_groups(stage.dep("data/rl/groups.parquet"), shots)
     scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", vlm)
     validator = Validator(data.queries, data.splits["val"], scorer, shots)
-    selector = load_epoch(stage.dep(f"models/sft/{seed}"), params.init)
+    selector = load_epoch(sft, params.init)
     start = copy.deepcopy(selector)
-    rewards = {
-        group.query_id: trajectory_reward(mode_rewards(reward.mode, group.terms, reward.weights), reward.shot_weights)
-        for group in groups
-    }
+    if selector.architecture.stop:
+        groups = [group.stopped() for group in groups]
+    terms = {group.query_id: group.terms for group in groups}
 
     def weights(query_ids: Sequence[str], epoch: int) -> Tensor:
         progress = (epoch - 1) / max(params.epochs - 1, 1)
-        tau = schedule_value("linear", params.tau_start, params.tau_end, progress)
-        return rce_weights(torch.from_numpy(np.stack([rewards[query] for query in query_ids])), tau)
+        rewards = [list_reward(reward, terms[query], progress) for query in query_ids]
+        return rce_weights(torch.from_numpy(np.stack(rewards)), params.tau.at(progress))
 
     lists = {group.query_id: group.lists for group in groups}
-    losses = imitation_losses(selector, data.queries, lists, weights, params.batch, seed)
+    losses = imitation_losses(selector, data.queries, lists, weights, shots, params.batch, seed)
     updates = updates_per_epoch(len(lists), params.batch)
     settings = Optimisation.of(params, updates, seed)
 

@@ -25,6 +25,7 @@ from leverlab.report.inputs import (
     read_json,
 )
 from leverlab.report.page import Lineage, Picture, Report, render_page
+from leverlab.report.training import training_metrics
 from leverlab.stage import Stage, run_stage
 
 RUNS = {"sft": "sft/{seed}", "rce": "rce/{seed}", "sft_control": "grpo/{seed}/sft_control", "grpo": "grpo/{seed}/grpo"}
@@ -39,15 +40,18 @@ def body(stage: Stage) -> None:
     stage.say("comparing the methods on the same questions")
     paired = comparisons(answers, method=subject_of(set(answers["method"])))
     head = headline(shots, paired)
+    curves, findings = _curves(stage), read_findings(stage.dep("reports/health.json"))
+    checkpoints = read_checkpoints(stage.dep("models/best/checkpoints.csv"))
     measured = read_json(stage.dep("reports/metrics.json")) | {"comparisons": tables.comparison_metrics(paired)}
+    measured |= training_metrics(checkpoints, curves, findings)
     report = Report(
         headline=head,
         shots=shots,
         comparisons=paired,
         types=tables.question_types(answers, head.cell["shots"]),
-        curves=_curves(stage),
-        checkpoints=read_checkpoints(stage.dep("models/best/checkpoints.csv")),
-        findings=read_findings(stage.dep("reports/health.json")),
+        curves=curves,
+        checkpoints=checkpoints,
+        findings=findings,
         gates=evaluate_gates(params.gates, measured),
         export=read_export(stage.dep("reports/gguf.json")),
         data_card=stage.dep("reports/data_card.md").read_text(encoding="utf-8"),

@@ -15,11 +15,11 @@ from leverlab.evaluation.health import Finding, failures, health_report, raise_o
 from leverlab.files import write_text
 from leverlab.parallel import run_tasks
 from leverlab.records import Example
-from leverlab.rl.rewards import mode_rewards, trajectory_reward
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.collect import Beams, beam_search, build_group, random_lists, retrieval_lists
 from leverlab.training.groups import TERMS, Group, write_beams, write_groups
 from leverlab.training.prepared import Prepared
+from leverlab.training.reward import list_reward
 from leverlab.vlm.scoring import Scorer
 
 PREPARED = Path("data/prepared")
@@ -55,7 +55,7 @@ def collect(task: list[tuple[str, list[tuple[str, ...]]]]) -> list[tuple[str, Be
         retrieved = retrieval_lists(batch, Worker.types, shots)
         lists = [*(demos for demos, _ in beams), *(found[0] for found in retrieved.values()), *random]
         sources = ["beam"] * len(beams) + ["retrieval"] * len(retrieved) + ["random"] * len(random)
-        found.append((query_id, beams, build_group(Worker.scorer, Worker.examples[query_id], lists, sources)))
+        found.append((query_id, beams, build_group(Worker.scorer, batch, Worker.examples[query_id], lists, sources)))
     return found
 
 
@@ -93,7 +93,7 @@ def body(stage: Stage) -> None:
 
 
 def health(data: Prepared, groups: list[Group], params: RlDataParams, reward: RewardParams) -> list[Finding]:
-    """Return the findings of the health report."""
+    """Return the findings of the health report; a reward weight that moves counts as it is in the beginning."""
     table = pd.DataFrame(
         [
             {"query_id": group.query_id, "source": group.sources[g], "demos": list(group.lists[g])}
@@ -108,12 +108,7 @@ def health(data: Prepared, groups: list[Group], params: RlDataParams, reward: Re
             for group in groups
         ]
     )
-    rewards = np.concatenate(
-        [
-            trajectory_reward(mode_rewards(reward.mode, group.terms, reward.weights), reward.shot_weights)
-            for group in groups
-        ]
-    )
+    rewards = np.concatenate([list_reward(reward, group.terms, 0.0) for group in groups])
     pools = {"data/prepared/pool.parquet": [demo.id for demo in data.pool]}
     return health_report(table, offered, pools, params.health, rewards)
 

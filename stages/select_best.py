@@ -15,9 +15,10 @@ from leverlab.parallel import run_tasks
 from leverlab.selector.checkpoints import load_selector
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.loop import Row, checkpoint_name
-from leverlab.training.prepared import Prepared
+from leverlab.training.prepared import FEATURES, Prepared, features_of
 from leverlab.training.runs import choose_epoch, load_epoch, read_metrics
 from leverlab.training.validation import Validator
+from leverlab.vlm.scoring import Scorer
 
 
 def run_folders(seed: int) -> dict[str, Path]:
@@ -32,27 +33,32 @@ def run_folders(seed: int) -> dict[str, Path]:
 
 
 class Worker:
-    """One process: the validator of the validation questions."""
+    """One process: the validation questions and their scorer."""
 
-    validator: Validator
+    data: Prepared
+    scorer: Scorer
+    shots: int
 
     @classmethod
     def start(cls, vlm: VlmParams, shots: int) -> None:
         """Open the data and the VLM, once in each process."""
-        data = Prepared(Path("data/prepared"), ["val"])
-        scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", vlm)
-        cls.validator = Validator(data.queries, data.splits["val"], scorer, shots)
+        cls.data = Prepared(Path("data/prepared"), ["val"])
+        cls.scorer = cls.data.scorer(cls.data.splits["val"], workspace_store() / "scores.sqlite", vlm)
+        cls.shots = shots
 
 
 def score_run(task: tuple[str, int]) -> list[Row]:
     """Return the validation row of every checkpoint of one run, scored anew or from the cache."""
     method, seed = task
     folder = run_folders(seed)[method]
-    reference = load_epoch(Path(f"models/sft/{seed}"), "best") if method != "sft" else None
-    epochs = [int(epoch) for epoch in read_metrics(folder / "metrics.csv")["epoch"]]
+    sft, data = Path(f"models/sft/{seed}"), Worker.data
+    validator = Validator(data.queries_with(features_of(sft)), data.splits["val"], Worker.scorer, Worker.shots)
+    reference = load_epoch(sft, "best") if method != "sft" else None
+    recorded = read_metrics(folder / "metrics.csv")
+    sound = recorded["sound"] if "sound" in recorded else [True] * len(recorded)
     return [
-        {"epoch": epoch, **Worker.validator(load_selector(folder / checkpoint_name(epoch)), reference)}
-        for epoch in epochs
+        {"epoch": epoch, "sound": kept, **validator(load_selector(folder / checkpoint_name(epoch)), reference)}
+        for epoch, kept in zip(recorded["epoch"].tolist(), sound, strict=True)
     ]
 
 
@@ -83,6 +89,9 @@ def body(stage: Stage) -> None:
         name = stage.out("models/best") / f"{method}-{seed}.safetensors"
         name.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / checkpoint_name(epoch), name)
+    for seed in seeds:
+        if features := features_of(Path(f"models/sft/{seed}")):
+            shutil.copyfile(features, stage.out("models/best") / f"{seed}-{FEATURES}")
     everything = pd.concat(tables, ignore_index=True)
     write_text(stage.out("models/best/checkpoints.csv"), everything.to_csv(index=False, float_format="%.6g"))
     overall = max(chosen, key=lambda choice: choice[3])

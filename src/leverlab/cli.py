@@ -7,11 +7,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leverlab.errors import LeverlabError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from leverlab.pipeline.answers_of import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -63,8 +68,6 @@ def blast(
     import dataclasses
     import json
 
-    from rich.console import Console
-
     from leverlab.pipeline import blast as radius
 
     root = repository_root()
@@ -75,7 +78,7 @@ def blast(
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(rerun) for rerun in reruns], indent=2))
     elif reruns:
-        Console(markup=False, highlight=False).print(radius.table(key, reruns))
+        _console(200).print(radius.table(key, reruns))
     else:
         typer.echo(f"no stage reads {key}: a change of it re-runs nothing")
 
@@ -100,8 +103,6 @@ def lineage(
     import json
     import os
 
-    from rich.console import Console
-
     from leverlab.pipeline import lineage as origins
 
     root = repository_root()
@@ -109,8 +110,13 @@ def lineage(
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(origin), indent=2, ensure_ascii=False))
     else:
-        width = None if sys.stdout.isatty() else 1000  # a file or a pipe gets whole lines
-        Console(width=width).print(origins.render(origin, code))
+        _console(1000, markup=True).print(origins.render(origin, code))
+
+
+Method = Annotated[str, typer.Option(help="The method whose answers are compared.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print an object.")]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
+Html = Annotated[Path | None, typer.Option(help="Write a page to this file, too.")]
 
 
 @app.command()
@@ -118,25 +124,28 @@ def compare(
     names: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Experiments, Git revisions, or 'workspace'; two or more.")
     ],
-    method: Annotated[str, typer.Option(help="The method whose answers are compared.")] = "grpo",
-    as_json: Annotated[bool, typer.Option("--json", help="Print an object.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page to this file, too.")] = None,
+    method: Method = "grpo",
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+    html: Html = None,
 ) -> None:
     """Compare runs question by question: params, accuracy, paired differences, tests, agreement of picks."""
+    from leverlab.pipeline.answers_of import read_run
+
+    root = repository_root()
+    _compare([read_run(root, name) for name in names], method, as_json, as_markdown, html)
+
+
+def _compare(runs: "list[Run]", method: str, as_json: bool, as_markdown: bool, html: Path | None) -> None:
     if as_json and as_markdown:
         raise typer.BadParameter("give --json or --markdown, not both")
     import json
 
-    from rich.console import Console
-
     from leverlab.files import write_text
     from leverlab.pipeline import compare_runs_report as shown
-    from leverlab.pipeline.answers_of import read_run
     from leverlab.pipeline.compare_runs import compare as compared
 
-    root = repository_root()
-    comparison = compared([read_run(root, name) for name in names], method)
+    comparison = compared(runs, method)
     if html:
         write_text(html, shown.to_html(comparison))
     if as_json:
@@ -144,8 +153,7 @@ def compare(
     elif as_markdown:
         typer.echo(shown.to_markdown(comparison), nl=False)
     else:
-        width = None if sys.stdout.isatty() else 200  # a file or a pipe gets whole lines
-        console = Console(width=width, markup=False, highlight=False)
+        console = _console(200)
         for table in shown.tables(comparison):
             console.print(table)
         for line in (*comparison.warnings, *shown.sentences(comparison)):
@@ -171,8 +179,6 @@ def health(
     import json
     import os
 
-    from rich.console import Console
-
     from leverlab.evaluation.health import failures
     from leverlab.pipeline.groups_health import groups_health, render
 
@@ -182,8 +188,7 @@ def health(
     if as_json:
         typer.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=2))
     else:
-        width = None if sys.stdout.isatty() else 1000  # a file or a pipe gets whole lines
-        Console(width=width).print(render(file, findings))
+        _console(1000, markup=True).print(render(file, findings))
     raise typer.Exit(1 if failures(findings) else 0)
 
 
@@ -198,12 +203,10 @@ def verify(
     ] = None,
 ) -> None:
     """Run stages again in a temporary folder and compare what they write with dvc.lock."""
-    from rich.console import Console
-
     from leverlab.pipeline import verify as again
 
     root = repository_root()
-    console = Console(markup=False, highlight=False)
+    console = _console(200)
     verdicts = []
     for name in again.select(root, stages or []):
         with console.status(f"{name} runs again"):
@@ -213,6 +216,16 @@ def verify(
             console.print(verdicts[-1].tail, soft_wrap=True)
     console.print(again.table(verdicts))
     raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
+
+
+@app.command()
+def gate() -> None:
+    """Print the acceptance rules of the last report; fail when one of them failed."""
+    from leverlab.pipeline import gate as acceptance
+
+    gates = acceptance.read_gates(repository_root())
+    _console(200).print(acceptance.table(gates))
+    raise typer.Exit(0 if all(rule.passed for rule in gates) else 1)
 
 
 plan = typer.Typer(no_args_is_help=True, help="Named sets of params overrides.")
@@ -229,32 +242,117 @@ def plan_list() -> None:
         typer.echo(f"{name}: {load_plan(root, name).title}")
 
 
-@plan.command("show")
-def plan_show(name: str) -> None:
-    """Print a plan, and the command that runs it."""
-    from leverlab.config.base import read_params
-    from leverlab.pipeline.plans import experiment_command, load_plan, overridden
+Base = Annotated[str | None, typer.Option(help="Another plan to put under this one: the same idea at its size.")]
 
-    root = repository_root()
-    chosen = load_plan(root, name)
-    overridden(read_params(root / "params.yaml"), chosen.overrides)
-    typer.echo(
-        f"{chosen.title}\n{chosen.hypothesis}\naccept: {chosen.accept}\n{shlex.join(experiment_command(name, chosen))}"
-    )
+
+@plan.command("show")
+def plan_show(name: str, base: Base = None) -> None:
+    """Print a plan, and the command that runs it."""
+    from leverlab.pipeline.plans import experiment_command, load_experiment
+
+    found = load_experiment(repository_root(), name, base)
+    typer.echo(f"{found.plan.title}\n{found.plan.hypothesis}")
+    typer.echo(f"judged against: {found.parent or 'params.yaml as it is'}\naccept: {found.plan.accept}")
+    typer.echo(f"changes: {', '.join(found.changed)}")
+    if found.warning:
+        typer.echo(f"warning: {found.warning}")
+    typer.echo(shlex.join(experiment_command(found)))
 
 
 @plan.command("run")
-def plan_run(name: str) -> None:
+def plan_run(name: str, base: Base = None) -> None:
     """Print and run the DVC experiment of a plan."""
-    from leverlab.config.base import read_params
-    from leverlab.pipeline.plans import experiment_command, load_plan, overridden
+    raise typer.Exit(_run_plan(name, base, queue=False))
+
+
+@plan.command("queue")
+def plan_queue(names: list[str], base: Base = None) -> None:
+    """Put the DVC experiments of plans into DVC's queue; `dvc queue start` works it off."""
+    for name in names:
+        code = _run_plan(name, base, queue=True)
+        if code != 0:
+            raise typer.Exit(code)
+    typer.echo("start the queue with: dvc queue start")
+
+
+@plan.command("compare")
+def plan_compare(
+    names: Annotated[list[str], typer.Argument(metavar="PLAN...", help="Plans that ran; one alone with its parent.")],
+    base: Base = None,
+    method: Method = "grpo",
+    as_json: AsJson = False,
+    as_markdown: AsMarkdown = False,
+    html: Html = None,
+) -> None:
+    """Compare the experiments of plans as `leverlab compare` does."""
+    from leverlab.pipeline.answers_of import commit_of, experiments, params_of, read_run
+    from leverlab.pipeline.ledger_inputs import HEAD
+    from leverlab.pipeline.plans import load_experiment
 
     root = repository_root()
-    chosen = load_plan(root, name)
-    overridden(read_params(root / "params.yaml"), chosen.overrides)
-    command = experiment_command(name, chosen)
+    found = [load_experiment(root, name, base, params_of(root, HEAD)) for name in names]
+    runs = [experiment.name for experiment in found]
+    if len(runs) == 1:
+        runs.append(found[0].parent or HEAD)
+    known = experiments(root)
+    _compare([read_run(root, run, commit_of(run, known)) for run in runs], method, as_json, as_markdown, html)
+
+
+@plan.command("ledger")
+def plan_ledger(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN]...", help="Experiments or Git revisions to rank; all plans when none is given."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="The plan that lies under the plans.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write docs/plans.md.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the ranks as CSV, Markdown and picture to this folder.")
+    ] = None,
+) -> None:
+    """Judge all plans that ran, or rank experiments by validation accuracy and tell the effects of their params."""
+    if (names and (base is not None or write)) or (not names and out is not None):
+        raise typer.BadParameter("--base and --write are for all plans, --out is for given runs")
+    from leverlab.files import write_text
+    from leverlab.pipeline import ledger_inputs, ledger_report, sweep_report
+    from leverlab.pipeline.ledger import plan_ledger
+    from leverlab.pipeline.sweep import sweep
+
+    root = repository_root()
+    if names:
+        found = sweep(ledger_inputs.read_outcomes(root, names))
+        tables, lines = sweep_report.tables(found), sweep_report.sentences(found)
+        written = sweep_report.write(found, out) if out else []
+    else:
+        ledger = plan_ledger(ledger_inputs.read_plans(root, base))
+        tables, lines = ledger_report.tables(ledger), ledger_report.remarks(ledger)
+        written = [root / "docs/plans.md"] if write else []
+        for path in written:
+            write_text(path, ledger_report.to_markdown(ledger))
+    console = _console(200)
+    for table in tables:
+        console.print(table)
+    for line in (*lines, *(f"{path} is written" for path in written)):
+        console.print(line, soft_wrap=True)
+
+
+def _run_plan(name: str, base: str | None, queue: bool) -> int:
+    from leverlab.pipeline.plans import experiment_command, load_experiment
+
+    root = repository_root()
+    found = load_experiment(root, name, base)
+    if found.warning:
+        typer.echo(f"leverlab: warning: {found.warning}", err=True)
+    command = experiment_command(found, queue)
     typer.echo(shlex.join(command))
-    raise typer.Exit(subprocess.run(command, cwd=root, check=False).returncode)
+    return subprocess.run(command, cwd=root, check=False).returncode
+
+
+def _console(width: int, markup: bool = False) -> "Console":
+    """Return where to print: a terminal is as wide as it is, a file or a pipe gets whole lines of up to `width`."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width, markup=markup, highlight=markup)
 
 
 def repository_root() -> Path:

@@ -90,7 +90,9 @@ def test_a_number_must_be_finite_and_a_number(case: tuple[str, Path_, Any], valu
 def test_no_number_may_be_negative(case: tuple[str, Path_, Any]) -> None:
     """Weights of the reward and bounds of gates may be; all others count, weigh or limit something."""
     file, path, value = case
-    assert f"'{name_of(case)}' = " in refused(file, path, type(value)(-1))
+    message = refused(file, path, type(value)(-1))
+    schedule, _, end = name_of(case).rpartition(".")
+    assert f"'{name_of(case)}' = " in message or (f"'{schedule}' = " in message and f"its {end} should be" in message)
 
 
 @pytest.mark.parametrize("case", [case for case in all_leaves() if type(case[2]) is bool], ids=name_of)
@@ -145,6 +147,8 @@ def test_the_misspelt_nested_key_is_named() -> None:
         ("eval.shots", 17),
         ("selector.dropout", 1.0),
         ("selector.width", 7),
+        ("selector.state", "lstm"),
+        ("selector.head", "cosine"),
         ("reward.shot_weights", []),
         ("prepare.sampler", "nearest"),
         ("prepare.candidates", 1),
@@ -154,7 +158,7 @@ def test_the_misspelt_nested_key_is_named() -> None:
         ("sft.lr", 10.1),
         ("sft.warmup", 1.0),
         ("rce.init", "first"),
-        ("rce.tau_end", 0.0),
+        ("rce.tau", 0.0),
         ("grpo.init", "random"),
         ("grpo.group", 1),
         ("grpo.clip_epsilon", 1.0),

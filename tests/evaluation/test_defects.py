@@ -17,6 +17,7 @@ import torch
 
 from leverlab.config.base import parse_section, read_params
 from leverlab.config.reward import RewardParams
+from leverlab.config.schedule import Schedule
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.health import Finding, failures, pool_identity
 from leverlab.evaluation.summary import shots_table
@@ -24,8 +25,8 @@ from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.pipeline.groups_health import groups_health
 from leverlab.records import write_table
 from leverlab.rl.advantages import group_advantages
-from leverlab.rl.rewards import mode_rewards, trajectory_reward
 from leverlab.rl.sampling import keep_best_and_worst
+from leverlab.selector.architecture import Architecture
 from leverlab.selector.batches import QueryData
 from leverlab.selector.candidates import Candidates, CandidateSet, read_candidates, write_candidates
 from leverlab.selector.features import FeatureTable
@@ -33,7 +34,8 @@ from leverlab.selector.network import Selector
 from leverlab.training.collect import beam_search
 from leverlab.training.groups import TERMS, Group, read_groups, write_groups
 from leverlab.training.grpo import Grpo
-from leverlab.training.rollouts import StoredRollouts
+from leverlab.training.reward import list_reward
+from leverlab.training.rollouts import Moment, StoredRollouts
 from leverlab.worlds.vqa import okvqa_world
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -65,6 +67,7 @@ def group(
     correct = np.asarray(correct_GT, np.float64)
     probability = np.where(correct > 0, 0.5, 0.05) if probability_GT is None else np.asarray(probability_GT, np.float64)
     values = {"beam_score": probability - 0.05, "correct": correct, "vqa_accuracy": correct, "answer_prob": probability}
+    values["relevance"] = np.zeros_like(probability)
     terms = {term: np.broadcast_to(values[term], correct.shape) for term in TERMS}
     return Group(f"q{query}", tuple(map(tuple, lists)), tuple(sources), terms)
 
@@ -108,8 +111,7 @@ def failing(found: dict[str, Finding]) -> set[str]:
 
 def rewards(group: Group) -> np.ndarray:
     """The reward of every list."""
-    rewards_GT = mode_rewards(REWARD.mode, dict(group.terms), REWARD.weights)
-    return np.asarray(trajectory_reward(rewards_GT, REWARD.shot_weights))
+    return list_reward(REWARD, group.terms, 0.0)
 
 
 def query_data(queries: int) -> QueryData:
@@ -205,13 +207,23 @@ def test_2_numbers_in_place_of_texts(root: Path) -> None:
 
 def test_2_training_looks_every_id_up(root: Path) -> None:
     groups = healthy()[:2]
-    drawn = StoredRollouts(query_data(2), groups, lambda terms: terms["correct"]).draw(
-        Selector(WIDTHS, 8, 0.0), ["q0", "q1"], epoch=1, step=0, lists=4, shots=SHOTS
+    drawn = StoredRollouts(query_data(2), groups, lambda terms, progress: terms["correct"]).draw(
+        Selector(WIDTHS, Architecture(8, "gru", "dot", False, False), 0.0),
+        ["q0", "q1"],
+        Moment(1, 0, 0.0),
+        lists=4,
+        shots=SHOTS,
     )
     assert drawn.picks_BGT[1].tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5], [3, 4, 5, 6]]
-    rollouts = StoredRollouts(query_data(2), by_position()[:2], lambda terms: terms["correct"])
+    rollouts = StoredRollouts(query_data(2), by_position()[:2], lambda terms, progress: terms["correct"])
     with pytest.raises(LeverlabError, match="the demo '0' stands in a list of query 'q0' but not among its candidates"):
-        rollouts.draw(Selector(WIDTHS, 8, 0.0), ["q0"], epoch=1, step=0, lists=4, shots=SHOTS)
+        rollouts.draw(
+            Selector(WIDTHS, Architecture(8, "gru", "dot", False, False), 0.0),
+            ["q0"],
+            Moment(1, 0, 0.0),
+            lists=4,
+            shots=SHOTS,
+        )
 
 
 def test_2_candidates_are_ids_of_the_pool(tmp_path: Path) -> None:
@@ -302,13 +314,14 @@ def test_5_training_counts_flat_groups_and_learns_from_the_others_alone() -> Non
     """The gradient of all 640 is that of the 4; averaged in, the flat ones would leave a 160th of it."""
     groups, data = four_of_640(), query_data(640)
     torch.manual_seed(0)
-    policy = Selector(WIDTHS, 8, 0.0)
-    objective = Grpo(policy, "zscore", "to_go", (1.0,) * SHOTS, 0.2, 0.0, "pick")
+    policy = Selector(WIDTHS, Architecture(8, "gru", "dot", False, False), 0.0)
+    epsilon, beta = Schedule.model_validate(0.2), Schedule.model_validate(0.0)
+    objective = Grpo(policy, "zscore", "to_go", (1.0,) * SHOTS, epsilon, beta, "pick")
 
     def step(some: Sequence[Group]) -> tuple[torch.Tensor, float]:
-        rollouts = StoredRollouts(data, some, lambda terms: terms["correct"])
-        drawn = rollouts.draw(policy, rollouts.query_ids, epoch=1, step=0, lists=4, shots=SHOTS)
-        closure = objective.prepare(policy, drawn)
+        rollouts = StoredRollouts(data, some, lambda terms, progress: terms["correct"])
+        drawn = rollouts.draw(policy, rollouts.query_ids, Moment(1, 0, 0.0), lists=4, shots=SHOTS)
+        closure = objective.prepare(policy, drawn, 0.0)
         assert closure is not None
         loss, diagnostics = closure()
         slopes = torch.autograd.grad(loss, list(policy.parameters()), allow_unused=True)

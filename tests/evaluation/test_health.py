@@ -9,6 +9,7 @@ import pytest
 from leverlab.config.rl_data import HealthLimits
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.health import (
+    FLAT_TOLERANCE,
     Finding,
     failures,
     flat_groups,
@@ -17,6 +18,7 @@ from leverlab.evaluation.health import (
     pool_identity,
     raise_on_failures,
 )
+from leverlab.rl import advantages
 
 POOL = ["a", "b", "c", "d"]
 LIMITS = {
@@ -133,6 +135,15 @@ def test_rewards_decide_what_is_flat() -> None:
     for bad in ([1.0, 2.0], [1.0, 2.0, math.nan]):
         with pytest.raises(LeverlabError, match="one finite number per trajectory"):
             flat_groups(["x", "y", "x"], bad, 1.0)
+
+
+def test_flat_groups_are_counted_and_left_out_of_the_deviation() -> None:
+    """x is flat; y has 0 and 1, deviation 1/2; z has 0 and 4e-9, which training drops as well. Median: 1/2."""
+    meaning = flat_groups(list("xxyyzz"), [3, 3, 0, 1, 0, 4e-9], 1.0).meaning
+    assert "the same reward (2 of 3);" in meaning
+    assert meaning.endswith("; median deviation of the rewards in the others 0.5")
+    assert "others" not in flat_groups(list("xx"), [3, 3], 1.0).meaning
+    assert FLAT_TOLERANCE == advantages.FLAT_TOLERANCE
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

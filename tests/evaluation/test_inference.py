@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +17,13 @@ from leverlab.evaluation.inference import (
 )
 from leverlab.evaluation.summary import ANSWER_SCHEMA
 from leverlab.records import Example
+from leverlab.selector.architecture import Architecture
 from leverlab.selector.batches import QueryBatch, QueryData
 from leverlab.selector.candidates import Candidates, CandidateSet
 from leverlab.selector.features import FeatureTable
 from leverlab.selector.inference import InferenceSelector, expected_shapes
-from leverlab.vlm.scoring import DemoList, ListScores
+from leverlab.vlm.scoring import ListScores
+from leverlab.vlm.tries import DemoList
 
 POOL = ("a", "b", "c", "d", "e", "f")
 QUESTIONS = [
@@ -103,11 +106,12 @@ def test_fixed_shows_one_list_of_the_pool_to_all(batch: QueryBatch) -> None:
 
 def test_a_selector_shows_the_prefixes_of_its_greedy_list(batch: QueryBatch) -> None:
     """All zero but answer, key, read and the bias of norm: demos come by falling answer feature, d, c, b, a."""
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes((2, 2, 1), 1).items()}
+    architecture = Architecture(1, "gru", "dot", False, False)
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in expected_shapes((2, 2, 1), architecture).items()}
     tensors["norm.bias"] += 1
     for name in ("answer.weight", "key.weight", "read.weight"):
         tensors[name] += 1
-    selector = InferenceSelector(tensors, {"width": 1, "widths": [2, 2, 1]})
+    selector = InferenceSelector(tensors, {**asdict(architecture), "widths": [2, 2, 1]})
     shown = selector_lists(selector, batch, 3, "grpo", 7)
     assert (shown.method, shown.seed) == ("grpo", 7)
     assert shown.lists == {1: words("d", "d", "d"), 2: words("dc", "dc", "dc"), 3: words("dcb", "dcb", "dcb")}

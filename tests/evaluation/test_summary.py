@@ -176,6 +176,15 @@ def test_metrics_by_hand() -> None:
     assert "over_sft" not in metrics(answers().query("method != 'grpo'"))["lift"]
 
 
+def shown(table: pd.DataFrame, method: str, demos: list[str]) -> list[list[str]]:
+    return [demos if row["method"] == method else row["demos"] for _, row in table.iterrows()]
+
+
+def test_a_selector_may_show_fewer_demos_than_shots() -> None:
+    table = answers()
+    check_answers(table.assign(demos=shown(table, "grpo", ["a"])))
+
+
 def damaged(change: Any) -> pd.DataFrame:
     table = answers().reset_index(drop=True)
     return table.drop(index=table.query(change).index) if isinstance(change, str) else change(table)
@@ -195,6 +204,9 @@ def damaged(change: Any) -> pd.DataFrame:
         (lambda t: t.assign(vqa_accuracy=float("nan")), "vqa_accuracy = nan"),
         (lambda t: t.assign(vqa_accuracy=1.5), "vqa_accuracy = 1.5"),
         (lambda t: t.assign(demos=[["a"]] * len(t)), "as many demos as shots"),
+        (lambda t: t.assign(demos=[["a"][:k] for k in t["shots"]]), r"has demos = \[.a.\] .*as many demos as shots"),
+        (lambda t: t.assign(demos=shown(t, "grpo", [])), "grpo.*from 1 on to as many for a selector"),
+        (lambda t: t.assign(demos=shown(t, "sft", ["a"] * 5)), "sft.*from 1 on to as many for a selector"),
         (lambda t: t.assign(demos=None), "demos = None"),
         (lambda t: t.drop(columns="demos"), r"lack the columns \['demos'\]"),
         (lambda t: t.iloc[:0], "0 rows"),

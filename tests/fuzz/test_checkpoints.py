@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import nn
 
+from leverlab.config.schedule import Schedule
 from leverlab.export.selector import inference_tensors
+from leverlab.selector.architecture import Architecture
 from leverlab.selector.checkpoints import FORMAT, load_selector, save_selector
 from leverlab.selector.inference import InferenceSelector, save_inference
 from leverlab.selector.network import Selector
@@ -26,13 +29,14 @@ from tests.fuzz.mutations import byte_mutants
 
 Maker = Callable[..., Tally]
 WIDTHS = (2, 2, 2)
+PLAIN = Architecture(4, "gru", "dot", False, False)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 
 def make_selector() -> Selector:
     torch.manual_seed(0)
-    selector = Selector(WIDTHS, 4, 0.1)
+    selector = Selector(WIDTHS, PLAIN, 0.1)
     for name in ("image", "question", "answer"):
         selector.set_statistics(name, torch.randn(9, 2))
     return selector
@@ -70,7 +74,7 @@ def tensor_mutants(tensors: dict[str, Any], count: int, seed: int) -> Iterator[t
         yield f"{kind} {name}", mutant
 
 
-HEADER = {"format": FORMAT, "widths": list(WIDTHS), "width": 4, "dropout": 0.1}
+HEADER = {"format": FORMAT, "widths": list(WIDTHS), "dropout": 0.1, **asdict(PLAIN)}
 
 
 def test_selector_checkpoint(tmp_path: Path, tally: Maker) -> None:
@@ -83,7 +87,7 @@ def test_selector_checkpoint(tmp_path: Path, tally: Maker) -> None:
     def check(selector: Selector) -> None:
         state = selector.state_dict()
         assert {name: tuple(tensor.shape) for name, tensor in state.items()} == shapes
-        assert (tuple(selector.widths), selector.width) == (WIDTHS, 4)
+        assert (tuple(selector.widths), selector.architecture) == (WIDTHS, PLAIN)
         assert 0 <= selector.dropout.p < 1
         for name, tensor in state.items():
             assert tensor.dtype == torch.float32
@@ -95,15 +99,14 @@ def test_selector_checkpoint(tmp_path: Path, tally: Maker) -> None:
     metadata = {"leverlab": json.dumps(HEADER)}
     mutants = tensor_mutants(sound, 400, seed=1)
     count.attempt_all(path, ((what, save(tensors, metadata)) for what, tensors in mutants))
-    headers = [
-        {**HEADER, key: value} for key in HEADER for value in (None, True, -1, 0, 1e9, "4", [], [2, 2], {"a": 1})
-    ]
+    values = (None, True, -1, 0, 1e9, "4", [], [2, 2], {"a": 1}, "gated", "static", "bilinear", "additive")
+    headers = [{**HEADER, key: value} for key in HEADER for value in values]
     texts = [*map(json.dumps, headers), "", "[]", "null", "NaN", "{", "[" * 5000, '"x"']
     count.attempt_all(path, ((text[:80], save(sound, {"leverlab": text})) for text in texts))
     count.attempt_all(path, [("no metadata", save(sound)), ("other metadata", save(sound, {"x": "y"}))])
 
 
-CONFIG = {"widths": list(WIDTHS), "width": 4, "shots": 2, "method": "grpo", "seed": 0}
+CONFIG = {"widths": list(WIDTHS), **asdict(PLAIN), "shots": 2, "method": "grpo", "seed": 0}
 
 
 @pytest.mark.parametrize("name", ["selector.safetensors", "config.json"])
@@ -116,7 +119,7 @@ def test_inference_format(tmp_path: Path, tally: Maker, name: str) -> None:
     demos = [rng.normal(size=(1, 3, 2)) for _ in range(3)]
 
     def check(selector: InferenceSelector) -> None:
-        assert selector.width == 4
+        assert selector.architecture == PLAIN
         assert selector.config["widths"] == list(WIDTHS)
         assert {key: value.shape for key, value in selector._t.items()} == {k: v.shape for k, v in tensors.items()}
         for values in selector._t.values():
@@ -179,7 +182,7 @@ def flat_state(module: nn.Module) -> list[float]:
 
 def test_resume_state(tmp_path: Path, tally: Maker) -> None:
     """A run that is resumed after its last epoch ends with the weights and rows that were saved."""
-    settings = Optimisation(epochs=1, updates_per_epoch=1, lr=0.1, weight_decay=0.0, warmup=0.0, grad_clip=1.0, seed=0)
+    settings = Optimisation(1, 1, Schedule.model_validate(0.1), 0.0, 0.0, 1.0, 0)
 
     def losses(selector: Selector) -> Callable[[int, Sequence[Row]], Iterator[Callable[[], Loss]]]:
         def closures(epoch: int, rows: Sequence[Row]) -> Iterator[Callable[[], Loss]]:
@@ -193,7 +196,7 @@ def test_resume_state(tmp_path: Path, tally: Maker) -> None:
 
     expected = run(make_selector())
     blank = make_selector().state_dict()
-    selector = Selector(WIDTHS, 4, 0.1)
+    selector = Selector(WIDTHS, PLAIN, 0.1)
 
     def resume() -> Any:
         selector.load_state_dict(blank)

@@ -23,11 +23,14 @@ Maker = Callable[..., Tally]
 pytestmark = pytest.mark.filterwarnings("error")
 # keys whose members are named by the user
 FREE = ("reward.weights", "report.gates")
-NULLABLE = ("data.source", "reward.weights", "grpo.clip_epsilon")
+LIMITS = ("min_kl", "max_kl", "min_entropy", "min_distinct", "max_identical", "max_falls")
+NULLABLE = ("data.source", "reward.weights", "grpo.clip_epsilon", *(f"grpo.guard.{name}" for name in LIMITS))
+# keys whose value may be a number or a schedule
+MOVING = ("sft.lr", "rce.lr", "rce.tau", "grpo.lr", "grpo.control.lr", "grpo.kl_beta", "grpo.clip_epsilon")
 
 
 def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and prefix.rstrip(".") not in FREE:
+    if isinstance(tree, dict) and prefix.rstrip(".") not in FREE + MOVING:
         return {name: leaf for key, value in tree.items() for name, leaf in leaves(value, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): tree}
 
@@ -46,7 +49,10 @@ def check_leaves(data: Any, wanted: Any) -> None:
             assert name in NULLABLE
         elif name == "reward.weights":
             assert isinstance(value, dict)
-            assert all(is_number(number) for number in value.values())
+            for weight in value.values():
+                check_schedule(weight)
+        elif name in MOVING:
+            assert min(check_schedule(value)) >= 0, name
         elif name == "report.gates":
             for rule in value.values():
                 bounds = [rule[bound] for bound in ("at_least", "at_most") if rule.get(bound) is not None]
@@ -55,6 +61,23 @@ def check_leaves(data: Any, wanted: Any) -> None:
                 assert is_number(bounds[0])
         else:
             check_leaf(name, value, known[name])
+
+
+def check_schedule(value: Any) -> list[float]:
+    """A number, or what a schedule needs; returns its values."""
+    if not isinstance(value, dict):
+        assert is_number(value)
+        return [float(value)]
+    points = value.get("points", [])
+    assert set(value) <= {"kind", "start", "end", "points"}
+    assert value["kind"] in ("constant", "linear", "cosine", "piecewise")
+    assert (value["kind"] == "piecewise") == bool(points)
+    places = [float(place) for place, _ in points]
+    assert places == sorted(places)
+    assert all(0 <= place <= 1 for place in places)
+    found = [value["start"], value["end"], *(number for _, number in points)]
+    assert all(map(is_number, found))
+    return [float(number) for number in found]
 
 
 def is_number(value: Any) -> bool:

@@ -41,7 +41,14 @@ OF_THE_POOL = [
 
 
 def group(query_id: str, demos: list[str], correct: Any, vqa: Any, probability: Any) -> Group:
-    values = {"beam_score": np.zeros((2, 2)), "correct": correct, "vqa_accuracy": vqa, "answer_prob": probability}
+    blank = np.zeros((2, 2))
+    values = {
+        "beam_score": blank,
+        "correct": correct,
+        "vqa_accuracy": vqa,
+        "answer_prob": probability,
+        "relevance": blank,
+    }
     lists = (tuple(demos), tuple(reversed(demos)))
     return Group(query_id, lists, ("beam", "random"), {term: np.asarray(values[term], np.float64) for term in TERMS})
 

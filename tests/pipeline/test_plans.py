@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ from dvc.utils.hydra import apply_overrides
 from leverlab.config.base import read_params
 from leverlab.errors import LeverlabError
 from leverlab.pipeline.params import check_params
-from leverlab.pipeline.plans import Plan, experiment_command, load_plan, overridden, plan_names
+from leverlab.pipeline.plans import (
+    Experiment,
+    Plan,
+    experiment_command,
+    load_experiment,
+    load_plan,
+    overridden,
+    plan_names,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 PLANS = sorted(path.stem for path in (REPOSITORY / "plans").glob("*.yaml"))
@@ -26,12 +35,13 @@ def make_plan(**overrides: Any) -> Plan:
     return Plan(title="A plan", hypothesis="It changes nothing.", overrides=overrides)
 
 
-def after_dvc(folder: Path, plan: Plan) -> dict[str, Any]:
-    """The params that `dvc exp run` writes when it is given the settings of the plan's command."""
-    command = experiment_command("a-plan", plan)
+def after_dvc(folder: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The params that `dvc exp run` writes when it is given the settings of a plan's command."""
+    plan = make_plan(**overrides)
+    command = experiment_command(Experiment("a-plan", plan, None, overrides, []))
     assert command[:5] == ["dvc", "exp", "run", "-n", "a-plan"]
     settings = command[5:]
-    assert settings[::2] == ["-S"] * len(plan.overrides)
+    assert settings[::2] == ["-S"] * len(overrides)
     shutil.copy(REPOSITORY / "params.yaml", folder / "params.yaml")
     apply_overrides(folder / "params.yaml", settings[1::2])
     return read_params(folder / "params.yaml")
@@ -56,8 +66,8 @@ def test_committed_plans_load_and_give_valid_params(params: dict[str, Any], name
 
 @pytest.mark.parametrize("name", PLANS)
 def test_dvc_writes_the_params_that_were_checked(params: dict[str, Any], tmp_path: Path, name: str) -> None:
-    plan = load_plan(REPOSITORY, name)
-    assert after_dvc(tmp_path, plan) == overridden(params, plan.overrides)
+    overrides = load_experiment(REPOSITORY, name, "lab").overrides
+    assert after_dvc(tmp_path, overrides) == overridden(params, overrides)
 
 
 @pytest.mark.parametrize("name", [name for name in PLANS if name != "tiny"])
@@ -67,9 +77,10 @@ def test_accept_rules_have_a_metric_and_a_bound(name: str) -> None:
 
 
 def test_plan_6_is_a_lower_rate(params: dict[str, Any]) -> None:
-    plan = load_plan(REPOSITORY, "plan-6")
-    assert experiment_command("plan-6", plan) == ["dvc", "exp", "run", "-n", "plan-6", "-S", "grpo.lr=5e-05"]
-    changed = overridden(params, plan.overrides)
+    found = load_experiment(REPOSITORY, "plan-6")
+    assert experiment_command(found) == ["dvc", "exp", "run", "-n", "plan-6", "-S", "grpo.lr=5e-05"]
+    assert (found.parent, found.changed, found.warning) == (None, ["grpo.lr"], None)
+    changed = overridden(params, found.overrides)
     assert changed["grpo"].pop("lr") == 5e-5
     del params["grpo"]["lr"]
     assert changed == params
@@ -98,7 +109,7 @@ def test_a_plan_that_changes_nothing_is_refused(params: dict[str, Any]) -> None:
         "grpo.",
         "seeds.0",
         "grpo.adaptive_kl.hih",
-        "reward.weights.relevance",
+        "reward.weights.beauty",
     ],
 )
 def test_a_key_that_params_do_not_have_is_refused(params: dict[str, Any], key: str) -> None:
@@ -106,6 +117,12 @@ def test_a_key_that_params_do_not_have_is_refused(params: dict[str, Any], key: s
     with pytest.raises(LeverlabError) as caught:
         overridden(params, {key: 0.123})
     assert str(caught.value) == f"the override '{key}' names no key of params.yaml"
+
+
+def test_a_mapping_with_other_keys_is_refused(params: dict[str, Any]) -> None:
+    """DVC would keep the keys that the override leaves out."""
+    with pytest.raises(LeverlabError, match=r"'reward\.weights' has other keys than params\.yaml, and DVC would merge"):
+        overridden(params, {"reward.weights": {"correct": 1.0}})
 
 
 def test_a_section_is_no_number(params: dict[str, Any]) -> None:
@@ -160,7 +177,7 @@ def test_a_plan_that_is_not_there_comes_with_those_that_are() -> None:
 )
 def test_values_reach_dvc_as_they_are(params: dict[str, Any], tmp_path: Path, key: str, value: Any) -> None:
     plan = make_plan(**{key: value})
-    assert after_dvc(tmp_path, plan) == overridden(params, plan.overrides)
+    assert after_dvc(tmp_path, plan.overrides) == overridden(params, plan.overrides)
 
 
 @pytest.mark.parametrize(
@@ -172,14 +189,85 @@ def test_values_reach_dvc_as_they_are(params: dict[str, Any], tmp_path: Path, ke
         ("vlm.source", "rate=5"),
         ("vlm.source", "/data/modèle"),
         ("vlm.source", "2025"),
-        ("reward.weights", {"correct": 1.0, "answer_prob": 0.5}),
         ("grpo.control", {"keep": 2, "lr": 0.01}),
     ],
 )
 def test_texts_and_mappings_reach_dvc_as_they_are(params: dict[str, Any], tmp_path: Path, key: str, value: Any) -> None:
     plan = make_plan(**{key: value})
     try:
-        found = after_dvc(tmp_path, plan)
+        found = after_dvc(tmp_path, plan.overrides)
     except Exception as error:  # whatever DVC raises for a setting that it cannot read
         pytest.fail(f"DVC refuses the setting: {error}")
     assert found == overridden(params, plan.overrides)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """params.yaml as it is, and three generations of plans."""
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    (tmp_path / "plans").mkdir()
+    plans = {
+        "small": ("", "data.train: 600\n  grpo.epochs: 4"),
+        "slow": ("", "grpo.lr: 5e-5"),
+        "slower": ("parent: slow\n", "grpo.lr: 5e-6\n  grpo.group: 8"),
+        "slowest": ("parent: slower\n", "grpo.lr: 5e-7"),
+        "same": ("parent: slow\n", "grpo.lr: 0.00005"),
+        "both": ("", "data.seed: 1\n  grpo.lr: 5e-5"),
+        "chicken": ("parent: egg\n", "grpo.lr: 1"),
+        "egg": ("parent: chicken\n", "grpo.lr: 2"),
+        "orphan": ("parent: nobody\n", "grpo.lr: 2"),
+        "tight": ("", "eval.shots: 3"),
+    }
+    for name, (parent, overrides) in plans.items():
+        (tmp_path / "plans" / f"{name}.yaml").write_text(
+            f"title: A\nhypothesis: B\n{parent}overrides:\n  {overrides}\n"
+        )
+    return tmp_path
+
+
+def test_a_plan_stands_on_its_parents(repository: Path) -> None:
+    found = load_experiment(repository, "slowest")
+    assert dict(found.overrides) == {"grpo.lr": 5e-7, "grpo.group": 8}
+    assert (found.name, found.parent, found.changed) == ("slowest", "slower", ["grpo.lr"])
+    assert load_experiment(repository, "slower").changed == ["grpo.group", "grpo.lr"]
+    assert load_experiment(repository, "slow").parent is None
+
+
+def test_a_base_comes_before_all(repository: Path) -> None:
+    found = load_experiment(repository, "slower", "small")
+    expected = {"data.train": 600, "grpo.epochs": 4, "grpo.lr": 5e-6, "grpo.group": 8}
+    assert dict(found.overrides) == expected
+    assert (found.name, found.parent) == ("small-slower", "small-slow")
+    assert load_experiment(repository, "slow", "small").parent == "small"
+    base = load_experiment(repository, "small", "small")
+    assert (base.name, base.parent, base.changed) == ("small", None, ["data.train", "grpo.epochs"])
+    command = experiment_command(found, queue=True)
+    assert command[:6] == ["dvc", "exp", "run", "--queue", "-n", "small-slower"]
+
+
+def test_data_and_learning_at_once_get_a_warning(repository: Path) -> None:
+    warning = load_experiment(repository, "both").warning
+    assert warning is not None
+    assert "data (data) and learning (grpo) at once" in warning
+    assert load_experiment(repository, "slow", "small").warning is None  # the base is no change of the plan's own
+    assert load_experiment(repository, "slower").warning is None
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "message"),
+    [
+        ("same", None, "plan 'same' changes nothing of its parent 'slow'"),
+        ("chicken", None, "parents of each other in a circle"),
+        ("orphan", None, "there is no plan 'nobody'"),
+        ("slow", "big", "there is no plan 'big'"),
+        ("tight", None, "reward.shot_weights has 4 values"),
+    ],
+)
+def test_plans_that_cannot_run_are_refused(repository: Path, name: str, base: str | None, message: str) -> None:
+    with pytest.raises(LeverlabError, match=message):
+        load_experiment(repository, name, base)
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS if name not in {"tiny", "okvqa-3b", "lab"}])
+def test_no_committed_idea_changes_data_and_learning_at_once(name: str) -> None:
+    assert load_experiment(REPOSITORY, name, "lab").warning is None

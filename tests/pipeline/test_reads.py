@@ -17,6 +17,7 @@ from mypy import api
 
 from leverlab.config.base import Section
 from leverlab.config.digits_vlm import DigitsVlmParams
+from leverlab.config.schedule import Schedule
 from leverlab.config.vlm import VlmModel, VlmSource
 from leverlab.pipeline.deps import closure, declared
 from leverlab.pipeline.params import SECTIONS
@@ -68,7 +69,7 @@ def without_fields(source: str) -> str:
 
 def leads_on(field: ast.AnnAssign) -> bool:
     names = {node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name)}
-    return any(issubclass(kind, Section) and kind.__name__ in names for kind in every_section())
+    return any(kind.__name__ in names for kind in every_section() - {Schedule})
 
 
 def every_section() -> set[type[Section]]:
@@ -84,7 +85,7 @@ def leaves(model: type[Section], prefix: str = "") -> Iterator[tuple[str, type[S
     """Yield (dotted key, model that holds it, its name) for every plain key below `model`, in nested sections too."""
     for name, field in model.model_fields.items():
         kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
-        nested = [kind for kind in kinds if issubclass(kind, Section)]
+        nested = [kind for kind in kinds if issubclass(kind, Section) and kind is not Schedule]  # which is one value
         if not nested:
             yield f"{prefix}{name}", model, name
         for kind in nested:

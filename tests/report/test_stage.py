@@ -428,3 +428,17 @@ def test_a_missing_curve_is_an_error(small: Path, tmp_path: Path, monkeypatch: p
     (root / "models/grpo/6/sft_control/metrics.csv").unlink()
     with pytest.raises(LeverlabError, match=r"models/grpo/6/sft_control/metrics.csv does not exist"):
         run(root, monkeypatch)
+
+
+def test_where_the_guard_stepped_in_is_told(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch that was undone stands on top of the page; an alarm stands with the learning curves alone."""
+    root = shutil.copytree(small, tmp_path / "clone")
+    path = root / "models/grpo/6/grpo/metrics.csv"
+    guard = {"action": ["back", "alarm"], "guard": ["back to epoch 0: KL 9", "alarm: KL 0"], "sound": [False, True]}
+    pd.read_csv(path).assign(**guard).to_csv(path, index=False)
+    page = run(root, monkeypatch)
+    top, rest = page.split("<h1>")
+    assert "GRPO, seed 6, epoch 1: back to epoch 0: KL 9." in top
+    assert "alarm" not in top
+    assert "GRPO, seed 6, epoch 1: back to epoch 0: KL 9" in rest
+    assert "GRPO, seed 6, epoch 2: alarm: KL 0" in rest

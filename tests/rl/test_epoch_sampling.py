@@ -7,7 +7,7 @@ import pytest
 
 from leverlab.errors import LeverlabError
 from leverlab.rl.advantages import FLAT_TOLERANCE
-from leverlab.rl.sampling import batches, epoch_order, keep_best_and_worst
+from leverlab.rl.sampling import batches, epoch_order, keep_best_and_worst, practice_weights, prioritised_batches
 
 
 def test_epoch_order_is_a_pure_function_of_seed_and_epoch() -> None:
@@ -82,3 +82,56 @@ def test_keep_refuses() -> None:
         keep_best_and_worst([0.1, math.nan], 2)
     with pytest.raises(LeverlabError, match="one group"):
         keep_best_and_worst([[0.1, 0.2]], 2)
+
+
+def test_practice_weights_by_hand() -> None:
+    """Unknown 0; 1 - .75; all wrong 1 times 2; all right 0."""
+    assert practice_weights([None, 0.75, 0.0, 1.0], 2.0).tolist() == [0.0, 0.25, 2.0, 0.0]
+    for success, factor in (([1.5], 2.0), ([math.nan], 2.0), ([0.5], 0.5), ([0.5], math.nan)):
+        with pytest.raises(LeverlabError):
+            practice_weights(success, factor)
+
+
+def test_without_share_or_weights_the_batches_are_those_of_the_order() -> None:
+    order = epoch_order(8, 0, 1)
+    plain = [batch.tolist() for batch in batches(order, 4)]
+    for weights, share in ((np.ones(8), 0.0), (np.zeros(8), 0.3), (np.eye(1, 8)[0], 0.5)):  # the last: one for two
+        found = prioritised_batches(order, weights, 4, share, 0, 1)
+        assert [batch.tolist() for batch in found] == plain
+
+
+def test_a_share_of_every_batch_is_drawn_by_weight() -> None:
+    """Of 100 queries 10 have weight; 3 places of each of 10 batches are theirs, where the order did not put them."""
+    order, weights = epoch_order(100, 0, 1), np.zeros(100)
+    weights[:10] = 1
+    found = prioritised_batches(order, weights, 10, 0.3, seed=0, epoch=1)
+    assert [len(batch) for batch in found] == [10] * 10
+    start = 0
+    for batch in found:
+        assert len(set(batch.tolist())) == 10
+        assert batch[:7].tolist() == order[start : start + 7].tolist()
+        assert set(batch[7:].tolist()) <= set(range(10))
+        start += 7
+    again = prioritised_batches(order, weights, 10, 0.3, seed=0, epoch=1)
+    assert [batch.tolist() for batch in again] == [batch.tolist() for batch in found]
+    other = prioritised_batches(order, weights, 10, 0.3, seed=0, epoch=2)
+    assert [batch[7:].tolist() for batch in other] != [batch[7:].tolist() for batch in found]
+
+
+def test_queries_come_in_proportion_to_their_weight() -> None:
+    """One place of each batch of four: query 0 weighs 3, queries 1 to 3 weigh 1 each; the other 96 weigh nothing."""
+    weights, counts = np.zeros(100), np.zeros(4)
+    weights[:4] = (3, 1, 1, 1)
+    for epoch in range(200):
+        order = np.concatenate([np.arange(4, 100), np.arange(4)])
+        for batch in prioritised_batches(order, weights, 4, 0.25, 0, epoch)[:20]:  # the first 60 of the order
+            counts[batch[3]] += 1
+    shares = counts / counts.sum()
+    assert counts.sum() == 4000
+    assert shares.tolist() == pytest.approx([3 / 6, 1 / 6, 1 / 6, 1 / 6], abs=0.03)
+
+
+def test_the_last_batch_stays_short_and_a_share_outside_is_refused() -> None:
+    assert [len(batch) for batch in prioritised_batches(epoch_order(10, 0, 1), np.ones(10), 4, 0.25, 0, 1)] == [4, 4, 2]
+    with pytest.raises(LeverlabError, match="share"):
+        prioritised_batches(epoch_order(10, 0, 1), np.ones(10), 4, 1.0, 0, 1)

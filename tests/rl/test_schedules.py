@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from leverlab.errors import LeverlabError
-from leverlab.rl.schedules import schedule_value, warmup_cosine
+from leverlab.rl.schedules import schedule_value, warmup, warmup_cosine
 
 
 @pytest.mark.parametrize(
@@ -79,17 +79,21 @@ def test_warmup_by_hand() -> None:
 
 
 def test_warmup_properties() -> None:
-    values = [warmup_cosine(step, 30, 0.1, 0.2) for step in range(31)]
+    values = [warmup_cosine(step, 30, 0.1) for step in range(31)]
     assert values[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
-    assert values[-1] == pytest.approx(0.2)
+    assert values[-1] == pytest.approx(0)
     assert all(later <= earlier for earlier, later in pairwise(values[3:]))
     assert warmup_cosine(0, 30, 0.0) == 1
     assert [warmup_cosine(step, 1, 0.9) for step in (0, 1)] == [1, 0]  # too short to warm up
 
 
-@pytest.mark.parametrize(
-    "arguments", [(-1, 10, 0.1), (11, 10, 0.1), (0, 0, 0.1), (0, 10, 1.0), (0, 10, -0.1), (0, 10, 0.1, 1.5)]
-)
-def test_warmup_refuses(arguments: tuple[float, ...]) -> None:
-    with pytest.raises(LeverlabError):
-        warmup_cosine(*arguments)
+@pytest.mark.parametrize("arguments", [(-1, 10, 0.1), (11, 10, 0.1), (0, 0, 0.1), (0, 10, 1.0), (0, 10, -0.1)])
+def test_warmup_refuses(arguments: tuple[Any, ...]) -> None:
+    for multiplier in (warmup, warmup_cosine):
+        with pytest.raises(LeverlabError):
+            multiplier(*arguments)
+
+
+def test_warmup_alone_stays_at_one() -> None:
+    assert [warmup(step, 8, 0.25) for step in range(9)] == [0.5] + [1.0] * 8
+    assert [warmup(step, 4, 0.0) for step in range(5)] == [1.0] * 5

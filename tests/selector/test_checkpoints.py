@@ -1,6 +1,7 @@
 """Checkpoints: what is saved is loaded bit for bit, and nothing else is loaded at all."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from leverlab.errors import LeverlabError
+from leverlab.selector.architecture import Architecture
 from leverlab.selector.checkpoints import FORMAT, load_selector, save_selector
 from leverlab.selector.network import Selector
+from tests.selector.reference import PLAIN, VARIANTS, each_variant
 
-SHAPE = {"widths": (4, 3, 2), "width": 16, "dropout": 0.25}
+SHAPE = {"widths": (4, 3, 2), "dropout": 0.25, **asdict(PLAIN)}
 
 
 @pytest.fixture(name="saved")
 def save(tmp_path: Path) -> tuple[Selector, Path]:
     torch.manual_seed(0)
-    selector = Selector((4, 3, 2), 16, 0.25)
+    selector = Selector((4, 3, 2), PLAIN, 0.25)
     selector.set_statistics("image", torch.randn(9, 4))
     path = tmp_path / "run" / "epoch-001.safetensors"
     save_selector(path, selector)
@@ -48,7 +51,7 @@ def test_a_checkpoint_loads_bit_for_bit_and_in_evaluation_mode(saved: tuple[Sele
     selector, path = saved
     back = load_selector(path)
     assert not back.training
-    assert (back.widths, back.width, back.dropout.p) == ((4, 3, 2), 16, 0.25)
+    assert (back.widths, back.architecture, back.dropout.p) == ((4, 3, 2), PLAIN, 0.25)
     assert list(back.state_dict()) == list(selector.state_dict())
     for name, tensor in selector.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
@@ -100,7 +103,12 @@ CHANGES: dict[str, dict[str, object]] = {
     "widths that are no list": {"shape": json.dumps(SHAPE | {"widths": 4})},
     "a header that is no JSON": {"shape": "{width: 16"},
     "a header of another kind": {"shape": "[1, 2]"},
-    "a header without dropout": {"shape": json.dumps({"widths": (4, 3, 2), "width": 16})},
+    "a header without dropout": {"shape": json.dumps({"widths": (4, 3, 2), **asdict(PLAIN)})},
+    "an unknown state": {"shape": json.dumps(SHAPE | {"state": "lstm"})},
+    "a state that is no text": {"shape": json.dumps(SHAPE | {"state": ["gru"]})},
+    "an unknown head": {"shape": json.dumps(SHAPE | {"head": "cosine"})},
+    "a penalty that is neither on nor off": {"shape": json.dumps(SHAPE | {"mmr": 0})},
+    "a STOP that is neither on nor off": {"shape": json.dumps(SHAPE | {"stop": "no"})},
     "a dropout that cannot be": {"shape": json.dumps(SHAPE | {"dropout": 2})},
 }
 
@@ -111,6 +119,40 @@ def test_tensors_that_do_not_fit_are_refused(saved: tuple[Selector, Path], name:
     with pytest.raises(LeverlabError, match="do not fit its architecture") as error:
         load_selector(saved[1])
     assert str(saved[1]) in str(error.value)
+
+
+@each_variant
+def test_every_variant_loads_bit_for_bit(tmp_path: Path, architecture: Architecture) -> None:
+    torch.manual_seed(0)
+    selector = Selector((4, 3, 2), architecture, 0.25)
+    save_selector(tmp_path / "variant.safetensors", selector)
+    back = load_selector(tmp_path / "variant.safetensors")
+    assert back.architecture == architecture
+    assert list(back.state_dict()) == list(selector.state_dict())
+    for name, tensor in selector.state_dict().items():
+        assert torch.equal(back.state_dict()[name], tensor), name
+
+
+@each_variant
+def test_the_tensors_of_another_variant_are_refused(tmp_path: Path, architecture: Architecture) -> None:
+    path = tmp_path / "variant.safetensors"
+    save_selector(path, Selector((4, 3, 2), architecture, 0.25))
+    for other in VARIANTS:
+        rewrite(path, shape=json.dumps(SHAPE | asdict(other)))
+        if other == architecture:
+            assert load_selector(path).architecture == architecture
+            continue
+        with pytest.raises(LeverlabError, match="do not fit its architecture") as error:
+            load_selector(path)
+        assert str(path) in str(error.value)
+        assert f"state {other.state}, head {other.head}, mmr {str(other.mmr).lower()}" in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["width", "state", "head", "mmr", "stop"])
+def test_a_header_of_an_older_version_is_refused(saved: tuple[Selector, Path], key: str) -> None:
+    rewrite(saved[1], shape=json.dumps({name: value for name, value in SHAPE.items() if name != key}))
+    with pytest.raises(LeverlabError, match=f"does not state its {key}, .*; run the stage that writes it again"):
+        load_selector(saved[1])
 
 
 def test_a_header_without_shape_is_refused(saved: tuple[Selector, Path]) -> None:
@@ -129,7 +171,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(
     before = path.read_bytes()
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        save_selector(path, Selector((4, 3, 2), 16, 0.0))
+        save_selector(path, Selector((4, 3, 2), PLAIN, 0.0))
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
     assert torch.equal(load_selector(path).key.weight, selector.key.weight)

@@ -1,6 +1,7 @@
 """The numpy selector: by-hand picks, equality with the trained network, and files that must not load."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,32 @@ from safetensors.numpy import load_file, save_file
 
 from leverlab.errors import LeverlabError
 from leverlab.export.selector import inference_tensors
+from leverlab.selector.architecture import Architecture
 from leverlab.selector.decoding import greedy
 from leverlab.selector.inference import FORMAT, InferenceSelector, expected_shapes, save_inference
 from leverlab.selector.network import FEATURES, Selector
+from tests.selector.reference import PLAIN, VARIANTS, each_variant
 
-WIDTHS, WIDTH = (5, 4, 3), 16
-CONFIG = {"widths": list(WIDTHS), "width": WIDTH, "pool": "abc"}
+WIDTHS = (5, 4, 3)
+CONFIG = {"widths": list(WIDTHS), **asdict(PLAIN), "pool": "abc"}
 
 
-def build(seed: int, projection: float = 1.0) -> Selector:
+def build(seed: int, projection: float = 1.0, architecture: Architecture = PLAIN) -> Selector:
     """A selector with large weights, so that every nonlinearity bends, and with statistics to fold.
 
-    A small `projection` brings the variances under the layer norms near their epsilon.
+    A small `projection` brings the variances under the layer norms near their epsilon. The penalty is large enough to
+    decide picks.
     """
     torch.manual_seed(seed)
-    selector = Selector(WIDTHS, WIDTH, 0.5).eval()
+    selector = Selector(WIDTHS, architecture, 0.5).eval()
     with torch.no_grad():
         for parameter in selector.parameters():
             parameter.copy_(parameter * 2 + 0.3 * torch.randn_like(parameter))
         for name in FEATURES:
             getattr(selector, name).weight.mul_(projection)
             getattr(selector, name).bias.mul_(projection)
+        if selector.mmr is not None:
+            selector.mmr.weight.fill_(8.0)
     for name, width in zip(FEATURES, WIDTHS, strict=True):
         selector.set_statistics(name, torch.randn(30, width) * torch.rand(width) * 4 + torch.randn(width))
     return selector
@@ -43,32 +49,38 @@ def draw(seed: int, queries: int, candidates: int) -> tuple[list[np.ndarray], li
     return query, [rng.normal(size=(queries, candidates, width)) * 2 for width in WIDTHS]
 
 
-def tensors_of_zeros() -> dict[str, np.ndarray]:
-    return {name: np.zeros(shape, np.float32) for name, shape in expected_shapes((1, 1, 1), 1).items()}
+def tensors_of_zeros(architecture: Architecture) -> dict[str, np.ndarray]:
+    return {name: np.zeros(shape, np.float32) for name, shape in expected_shapes((1, 1, 1), architecture).items()}
 
 
+@each_variant
 @pytest.mark.parametrize("projection", [1.0, 0.02])
 @pytest.mark.parametrize("seed", range(6))
-def test_picks_equal_those_of_the_network_in_float64(seed: int, projection: float) -> None:
-    selector = build(seed, projection)
+def test_picks_equal_those_of_the_network_in_float64(seed: int, projection: float, architecture: Architecture) -> None:
+    selector = build(seed, projection, architecture)
     query, demos = draw(seed, 40, 12)
     exact = selector.double()
     encoded = exact.encode(tuple(map(torch.from_numpy, query)), tuple(map(torch.from_numpy, demos)))
     expected = greedy(exact, encoded, 4).numpy()
-    picks = InferenceSelector(inference_tensors(selector), CONFIG).pick(query, demos, 4)
+    picks = InferenceSelector(inference_tensors(selector), CONFIG | asdict(architecture)).pick(query, demos, 4)
     assert picks.shape == (40, 4)
     np.testing.assert_array_equal(picks, expected)
     assert len(np.unique(expected[:, 0])) > 4  # the selector does look at its input
+    if architecture.mmr:
+        with torch.no_grad():
+            exact.mmr.weight.fill_(-1e4)
+        assert (greedy(exact, encoded, 4).numpy() != expected).any()  # and at what it has picked
 
 
 def test_picks_by_hand() -> None:
     """Width 1, all zero but these: an answer a has key a, and norm gives its bias 1, so the logit is 1 * a at every
     pick: answers come in falling order, ties at the first candidate."""
-    tensors = tensors_of_zeros()
+    architecture = Architecture(1, "gru", "dot", False, False)
+    tensors = tensors_of_zeros(architecture)
     tensors["norm.bias"] += 1
     for name in ("answer.weight", "key.weight", "read.weight"):
         tensors[name] += 1
-    selector = InferenceSelector(tensors, {"width": 1, "widths": [1, 1, 1]})
+    selector = InferenceSelector(tensors, {**asdict(architecture), "widths": [1, 1, 1]})
     answers = np.array([[[0.0], [3.0], [-1.0], [3.0]], [[5.0], [4.0], [6.0], [7.0]]])
     picks = selector.pick([np.zeros((2, 1))] * 2, [np.zeros((2, 4, 1))] * 2 + [answers], 3)
     assert picks.tolist() == [[1, 3, 0], [3, 2, 0]]
@@ -99,7 +111,7 @@ def save(tmp_path: Path) -> Path:
 def test_what_is_saved_loads_bit_for_bit(folder: Path) -> None:
     selector = InferenceSelector.load(folder)
     assert selector.config == {"format": FORMAT, **CONFIG}
-    assert selector.width == WIDTH
+    assert selector.architecture == PLAIN
     for name, tensor in inference_tensors(build(0)).items():
         np.testing.assert_array_equal(load_file(folder / "selector.safetensors")[name], tensor)
     query, demos = draw(5, 10, 8)
@@ -146,6 +158,14 @@ BAD_CONFIGS: dict[str, Any] = {
     "two widths": GOOD | {"widths": [5, 4]},
     "widths that are a number": GOOD | {"widths": 5},
     "width null": GOOD | {"width": None},
+    "no state": {key: value for key, value in GOOD.items() if key != "state"},
+    "no head": {key: value for key, value in GOOD.items() if key != "head"},
+    "no mmr": {key: value for key, value in GOOD.items() if key != "mmr"},
+    "an unknown state": GOOD | {"state": "lstm"},
+    "an unknown head": GOOD | {"head": "cosine"},
+    "a head that is no text": GOOD | {"head": {"kind": "dot"}},
+    "mmr that is a number": GOOD | {"mmr": 1},
+    "no stop": {key: value for key, value in GOOD.items() if key != "stop"},
 }
 
 
@@ -175,6 +195,16 @@ def test_another_format_is_refused(folder: Path) -> None:
 def test_a_config_of_another_architecture_is_refused(folder: Path, change: dict[str, Any]) -> None:
     write_config(folder, GOOD | change)
     refuse(folder, "missing, unexpected or misshapen")
+
+
+@each_variant
+def test_the_tensors_of_another_variant_are_refused(tmp_path: Path, architecture: Architecture) -> None:
+    save_inference(tmp_path, inference_tensors(build(0, architecture=architecture)), CONFIG | asdict(architecture))
+    assert InferenceSelector.load(tmp_path).architecture == architecture
+    for other in VARIANTS:
+        if other != architecture:
+            write_config(tmp_path, GOOD | asdict(other))
+            refuse(tmp_path, f"missing, unexpected or misshapen tensors for {other}")
 
 
 @pytest.mark.parametrize("kind", ["missing", "unexpected", "renamed", "misshapen"])

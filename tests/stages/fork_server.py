@@ -43,12 +43,11 @@ def noted(function: Callable[..., Any], what: Callable[..., object]) -> Callable
 
 def main() -> None:
     scorer: Any = Scorer
-    scorer._score_rows = noted(Scorer._score_rows, lambda _, questions, lists, *rest: (questions, lists, rest))
+    scorer._score_rows = noted(Scorer._score_rows, lambda _, tries, texts: ([vars(trie) for trie in tries], texts))
     scorer._extend = noted(Scorer._extend, lambda _, question, prefixes, demos: (question, prefixes, demos))
     encoders.encode_images = noted(encoders.encode_images, lambda _, pixels, grids: pixels.numpy().tobytes())
-    loop._run_epoch = noted(
-        loop._run_epoch, lambda selector, *rest: [float(part.sum()) for part in selector.parameters()]
-    )
+    run: Any = loop._Run
+    run.epoch = noted(run.epoch, lambda own, *rest: [float(part.sum()) for part in own.selector.parameters()])
     gguf.export_text = noted(gguf.export_text, lambda checkpoint, path, kind: kind)
     for line in sys.stdin:
         pid = os.fork()

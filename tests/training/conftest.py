@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from leverlab.records import Example
+from leverlab.selector.architecture import Architecture
 from leverlab.selector.batches import QueryData
 from leverlab.selector.candidates import Candidates, CandidateSet
 from leverlab.selector.features import FeatureTable
 from leverlab.selector.network import Selector
-from leverlab.vlm.scoring import DemoList, ListScores
+from leverlab.vlm.scoring import ListScores
+from leverlab.vlm.tries import DemoList
 
 WIDTHS = (4, 3, 2)
 
@@ -80,10 +82,10 @@ class Toy:
         return QueryData(FeatureTable(ids, *vectors), Candidates(drawn, cls.pool, "toy"))
 
     @staticmethod
-    def selector(seed: int = 0, dropout: float = 0.0, sharpness: float = 1.0) -> Selector:
+    def selector(seed: int = 0, dropout: float = 0.0, sharpness: float = 1.0, stop: bool = False) -> Selector:
         """A random selector; `sharpness` scales its logits."""
         torch.manual_seed(seed)
-        selector = Selector(WIDTHS, 16, dropout)
+        selector = Selector(WIDTHS, Architecture(16, "gru", "dot", False, stop), dropout)
         with torch.no_grad():
             selector.read.weight.mul_(sharpness)
         return selector

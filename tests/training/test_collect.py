@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from leverlab.selector.batches import QueryData
 from leverlab.selector.candidates import Candidates, CandidateSet
@@ -75,13 +76,18 @@ def test_a_groups_terms_by_hand(toy: Any) -> None:
     question = toy.questions(1)[0]
     question = type(question)("q0", b"i", "image", "What?", "any", ("yes",) * 2 + ("maybe",) * 8)
     scorer = toy.scorer(lambda asked, demos: table[demos])
-    group = build_group(scorer, question, [("a", "b"), ("b", "a")], ["beam", "random"])
+    vectors = np.eye(3, 2, dtype=np.float32) + 1
+    sets = [CandidateSet("train", "q0", 0, ("a", "b"))]
+    data = QueryData(FeatureTable(("a", "b", "q0"), vectors, vectors, vectors), Candidates(sets, ("a", "b"), "here"))
+    batch = data.batch(["q0"])
+    group = build_group(scorer, batch, question, [("a", "b"), ("b", "a")], ["beam", "random"])
     assert (group.query_id, group.lists, group.sources) == ("q0", (("a", "b"), ("b", "a")), ("beam", "random"))
     expected = {
         "answer_prob": [[0.6, 0.2], [0.3, 0.9]],
         "beam_score": [[0.5, 0.1], [0.2, 0.8]],
         "correct": [[1, 0], [0, 1]],
         "vqa_accuracy": [[0.6, 0], [0, 0.6]],
+        "relevance": batch.relevance(torch.tensor([[[0, 1], [1, 0]]]))[0],
     }
     assert sorted(group.terms) == sorted(expected)
     for term, values in expected.items():

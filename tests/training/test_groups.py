@@ -42,6 +42,32 @@ def test_groups_read_back_in_their_order(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found.terms[term], wanted.terms[term])
 
 
+def test_lists_stop_where_the_answer_is_most_probable_and_stay_there() -> None:
+    terms = {
+        "answer_prob": np.array([[0.2, 0.9, 0.3], [0.5, 0.5, 0.5], [0.1, 0.2, 0.3]]),
+        "correct": np.array([[0.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 0.0, 1.0]]),
+    }
+    whole = Group("q", (("a", "b", "c"), ("d", "e", "f"), ("c", "b", "a")), ("beam", "beam", "random"), terms)
+    stopped = whole.stopped()
+    assert stopped.lists == (("a", "b"), ("d",), ("c", "b", "a"))
+    assert stopped.terms["answer_prob"].tolist() == [[0.2, 0.9, 0.9], [0.5, 0.5, 0.5], [0.1, 0.2, 0.3]]
+    assert stopped.terms["correct"].tolist() == [[0.0, 1.0, 1.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]
+    assert (stopped.query_id, stopped.sources) == (whole.query_id, whole.sources)
+
+
+def test_beams_stop_where_the_answer_is_most_probable(tmp_path: Path) -> None:
+    path = tmp_path / "beams.parquet"
+    write_beams(path, {"q": [(("a", "b", "c"), [0.1, 0.8, 0.8]), (("b", "a", "c"), [0.3, 0.2, 0.9])]})
+    assert read_beams(path, 3) == {"q": [("a", "b", "c"), ("b", "a", "c")]}
+    assert read_beams(path, 3, stop=True) == {"q": [("a", "b"), ("b", "a", "c")]}
+    for scores in ([0.1, float("nan"), 0.2], [0.1, 0.2], None):
+        row = {"query_id": "q", "rank": 0, "demos": ["a", "b", "c"], "beam_score": scores}
+        write_table(path, [row], BEAM_SCHEMA)
+        assert read_beams(path, 3) == {"q": [("a", "b", "c")]}
+        with pytest.raises(LeverlabError, match="row 0: 'beam_score' must hold 3 numbers"):
+            read_beams(path, 3, stop=True)
+
+
 def rows(**changes: Any) -> list[dict[str, Any]]:
     """Two groups of two rows; `changes` are made to row 3."""
     found = [

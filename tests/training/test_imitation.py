@@ -35,7 +35,7 @@ def slow_logp(selector: Selector, data: QueryData, query: str, demos: Sequence[s
     encoded = selector.encode(batch.query, batch.demos)
     state, left, total = encoded.state_BW[:, None], list(batch.candidate_ids[0]), 0.0
     for demo in demos:
-        logits = selector.logits(encoded, state, torch.zeros(1, 1, len(batch.candidate_ids[0]), dtype=torch.bool))[0, 0]
+        logits = selector.logits(encoded, state, torch.zeros(1, 1, 0, dtype=torch.long))[0, 0]
         scores = {name: float(logits[batch.candidate_ids[0].index(name)].exp()) for name in left}
         total += float(torch.tensor(scores[demo] / sum(scores.values())).log())
         state = selector.advance(encoded, state, torch.tensor([[batch.candidate_ids[0].index(demo)]]))
@@ -46,7 +46,7 @@ def slow_logp(selector: Selector, data: QueryData, query: str, demos: Sequence[s
 def all_losses(
     selector: Selector, data: QueryData, lists: Lists, weights: Any, batch: int, epoch: int = 1, seed: int = 0
 ) -> list[Any]:
-    closures = list(imitation_losses(selector, data, lists, weights, batch, seed)(epoch, []))
+    closures = list(imitation_losses(selector, data, lists, weights, 2, batch, seed)(epoch, []))
     return [closure()[0] for closure in closures]
 
 
@@ -57,6 +57,17 @@ def test_sft_equals_a_slow_loop(toy: Any) -> None:
     expected = -sum(slow_logp(selector, data, query, demos) for query in lists for demos in lists[query]) / 6
     (loss,) = all_losses(selector, data, lists, uniform_weights(2), batch=3)
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_list_that_ends_teaches_its_end(toy: Any) -> None:
+    """One list of one demo where two could be picked: the demo, then STOP."""
+    data, selector = toy.data(1), toy.selector(sharpness=4, stop=True)
+    batch = data.batch(["q0"])
+    logits = selector.list_logits(selector.encode(batch.query, batch.demos), torch.tensor([[[2, 5]]]))[0, 0]
+    expected = -(logits[0].log_softmax(-1)[2] + logits[1].log_softmax(-1)[5]).detach()
+    lists = {"q0": [(batch.candidate_ids[0][2],)]}
+    (loss,) = all_losses(selector, data, lists, uniform_weights(1), batch=1)
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_weights_go_to_their_own_query_and_list(toy: Any) -> None:
@@ -146,7 +157,7 @@ def test_updates_of_an_epoch() -> None:
 @pytest.mark.parametrize("lists", [{"q0": [("d0",)], "q1": [("d0",), ("d1",)]}, {}])
 def test_unequal_or_no_lists_are_refused(toy: Any, lists: Lists) -> None:
     with pytest.raises(LeverlabError, match="different numbers of lists"):
-        imitation_losses(toy.selector(), toy.data(2), lists, uniform_weights(1), 2, 0)
+        imitation_losses(toy.selector(), toy.data(2), lists, uniform_weights(1), 2, 2, 0)
 
 
 def test_a_list_of_demos_that_are_no_candidates_is_refused(toy: Any) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from leverlab.config.schedule import Schedule
 from leverlab.errors import LeverlabError
 from leverlab.rl.schedules import warmup_cosine
 from leverlab.selector.checkpoints import load_selector
@@ -19,7 +20,7 @@ from leverlab.training.loop import Loss, Optimisation, Row, checkpoint_name, des
 BASE: dict[str, Any] = {
     "epochs": 3,
     "updates_per_epoch": 2,
-    "lr": 0.01,
+    "lr": Schedule.model_validate(0.01),
     "weight_decay": 0.1,
     "warmup": 0.3,
     "grad_clip": 1.0,
@@ -255,7 +256,9 @@ def test_weight_decay_is_decoupled(toy: Any, tmp_path: Path) -> None:
     """A gradient of zero leaves Adam's moments at zero: only w <- w (1 - lr * decay) is left, .1 * .5 here."""
     selector = toy.selector()
     before = selector.key.bias.detach().clone()
-    settings = Optimisation(**BASE | {"epochs": 1, "updates_per_epoch": 1, "lr": 0.1, "weight_decay": 0.5})
+    settings = Optimisation(
+        **BASE | {"epochs": 1, "updates_per_epoch": 1, "lr": Schedule.model_validate(0.1), "weight_decay": 0.5}
+    )
     train(selector, settings, constant_losses(selector, [{}], 0.0), validate, tmp_path, silent)
     torch.testing.assert_close(selector.key.bias.detach(), before * 0.95)
 

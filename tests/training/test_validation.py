@@ -31,6 +31,11 @@ def test_accuracy_loss_and_distinct_demos_by_hand(toy: Any) -> None:
     assert row["val_accuracy"] == pytest.approx(1 / 2)
     assert row["val_loss"] == pytest.approx(-(math.log(0.8) + math.log(0.2)) / 2, rel=1e-6)
     assert row["distinct_demos"] == len({demo for demos in lists for demo in demos})
+    offered = {demo for query in ("q0", "q1", "q2") for demo in data.batch([query]).candidate_ids[0]}
+    n = len(offered)  # six random picks miss a demo with probability (1 - 1/n)^6
+    assert row["distinct_share"] == pytest.approx(row["distinct_demos"] / (n * (1 - (1 - 1 / n) ** 6)))
+    assert row["list_length"] == 2
+    assert row["identical"] == pytest.approx(max(lists.count(demos) for demos in lists) / 3)
     assert math.isnan(row["kl"])
     assert scorer.asked == list(zip(["q0", "q1", "q2"], lists, strict=True))
     assert all(type(value) is float for value in row.values())  # what the resume state can hold

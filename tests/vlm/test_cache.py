@@ -86,7 +86,7 @@ def test_cold_warm_and_resumed_runs_give_the_same_bytes(request_scores: Request,
 
 
 def test_computed_counts_the_prompts_that_were_not_found(world: World, make_scorer: MakeScorer, tmp_path: Path) -> None:
-    """12 lists at 5 shot counts are 60 prompts; 2 prefixes by 8 candidates are 16, less the 4 that repeat a demo."""
+    """12 questions at 5 shot counts are 60 prompts; 2 prefixes by 8 candidates are 16, less 4 that repeat a demo."""
     asked = [question.id for question in world.train]
     lists = [tuple(demo.id for demo in world.pool[:4])] * 12
     with ScoreCache(tmp_path / "scores.sqlite") as cache:

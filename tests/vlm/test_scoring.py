@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.scoring import naive_log_probability
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
+from leverlab.vlm import tries
 from leverlab.vlm.model import Vlm, load_vlm
 from leverlab.vlm.scoring import ListScores, Scorer
 from leverlab.worlds.world import World
@@ -216,8 +217,9 @@ def test_a_forward_holds_at_most_batch_tokens(
     request: pytest.FixtureRequest,
 ) -> None:
     """Seven equal rows of T tokens, and room for one token less than three of them: two, two, two and one."""
-    lists, asked = ids(lists_for(world, 1)) * 7, [world.train[0].id] * 7
-    scorer = make_scorer(world.pool, world.train[:1], of=request.getfixturevalue(template))
+    twins = [replace(world.train[0], id=f"twin-{number}") for number in range(7)]
+    lists, asked = ids(lists_for(world, 1)) * 7, [twin.id for twin in twins]
+    scorer = make_scorer(world.pool, twins, of=request.getfixturevalue(template))
     shapes, own = [], scorer._decoder.run
     monkeypatch.setattr(
         scorer._decoder, "run", lambda embeds, *others: shapes.append(tuple(embeds.shape[:2])) or own(embeds, *others)
@@ -247,13 +249,41 @@ def test_bfloat16_stays_near_float32(tiny_folder: Path, world: World, make_score
     assert 1e-5 < np.abs(rounded - exact).mean() < 0.3  # this model is far more contrasted than a trained one
 
 
-def test_lists_of_two_lengths_and_unknown_ids_are_refused(world: World, make_scorer: MakeScorer) -> None:
+def test_lists_that_begin_alike_score_as_they_do_alone(
+    vlm: Vlm, world: World, make_scorer: MakeScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 lists of 4 demos out of 4 share beginnings, some to the end; rows are cut inside them."""
+    questions, rng = world.train[:2], np.random.default_rng(2)
+    lists = [tuple(world.pool[index] for index in rng.permutation(4)) for _ in range(16)]
+    asked = [questions[n % 2] for n in range(16)]
+    distinct = {(q.id, demos[:k]) for q, demos in zip(asked, ids(lists), strict=True) for k in SHOTS}
+    for room in (0.5, 2, 100):
+        monkeypatch.setattr(tries, "LISTS_A_ROW", room)
+        scorer = make_scorer(world.pool, questions)
+        scores = scorer.score([question.id for question in asked], ids(lists), SHOTS, texts=True)
+        np.testing.assert_allclose(logp(scores), naive_scores(vlm, asked, lists), rtol=0, atol=1e-5)
+        assert scorer.computed == len(distinct) < 5 * 16
+        assert scores.text_NM is not None
+        for n in range(0, 16, 5):
+            for shots in SHOTS:
+                assert scores.text_NM[n][shots] == naive_answer(vlm, lists[n][:shots], asked[n], 4)[1]
+
+
+def test_a_list_that_is_shorter_than_a_shot_count_is_asked_whole(world: World, make_scorer: MakeScorer) -> None:
+    question, demos = world.train[0].id, ids(lists_for(world, 1))[0]
+    scorer = make_scorer(world.pool, world.train[:1])
+    scores = scorer.score([question] * 2, [demos, demos[:2]], SHOTS, texts=True)
+    wanted = [0, 1, 2, 2, 2]
+    assert np.array_equal(scores.answer_prob_NM[1], scores.answer_prob_NM[0, wanted])
+    assert np.array_equal(scores.correct_NM[1], scores.correct_NM[0, wanted])
+    assert scores.text_NM is not None
+    assert scores.text_NM[1] == [scores.text_NM[0][shots] for shots in wanted]
+    assert scorer.computed == 5
+
+
+def test_unknown_ids_are_refused(world: World, make_scorer: MakeScorer) -> None:
     scorer = make_scorer(world.pool, world.train[:2])
     question, demos = world.train[0].id, ids(lists_for(world, 1))[0]
-    with pytest.raises(LeverlabError, match="must have one length, at least 3 demos"):
-        scorer.score([question], [demos[:2]], [3])
-    with pytest.raises(LeverlabError, match="must have one length"):
-        scorer.score([question] * 2, [demos, demos[:3]], [1])
     with pytest.raises(LeverlabError, match="the demo 'pool-99999' is not among the 8 known ones"):
         scorer.score([question], [("pool-99999",)], [1])
     with pytest.raises(LeverlabError, match=f"the question '{world.train[5].id}' is not among the 2 known ones"):
@@ -273,7 +303,7 @@ def test_damaged_weights_are_an_error_that_names_the_question(
     broken = make_scorer(world.pool, world.train[:1], of=load_vlm(str(tmp_path), "float32", "cpu"))
     asked, demos = world.train[0].id, ids(lists_for(world, 1))[0]
     with pytest.raises(LeverlabError, match=f"not a number for question '{asked}' after demos .*{demos[0]}"):
-        broken.score([asked], [demos], SHOTS)
+        broken.score([asked], [demos], [1])
     with pytest.raises(LeverlabError, match=f"not a number for question '{asked}' after demos .*{demos[1]}"):
         broken.extend(asked, [demos[:1]], [demos[1]])
 

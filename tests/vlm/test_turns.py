@@ -8,34 +8,36 @@ import torch
 
 from leverlab.vlm.model import Vlm
 from leverlab.vlm.scoring import Scorer, _tree_mask
-from leverlab.vlm.turns import PADDING, Rows, TurnTable
+from leverlab.vlm.turns import HEAD, NO_TURN, PADDING, Rows, TurnTable
 from leverlab.worlds.world import World
 
-# One row: a head of 1 token (h), demo 1 of 2 (a), demo 2 of 1 (b), the leaf of 1 shot of 2 (p), the leaf of 2 shots of
-# 1 (q), padding of 1. A leaf sees what the prompt it stands for holds, and nothing of the other leaf.
-TURNS = [0, 1, 1, 2, 3, 3, 4, PADDING]
-SEES = [0, 1, 1, 2, 2, 2, 3, 0]
+# One row: a head of 1 token (h), demo 1 of 2 (a), demos 2 and 3 of 1 (b, c), each behind demo 1, the leaf behind demo 1
+# of 2 (p), the leaf behind demo 3 of 1 (q), padding of 1. A leaf sees what the prompt it stands for holds, and nothing
+# of the other leaf or of demos beside its own.
+TURNS = [0, 1, 1, 2, 3, 4, 4, 5, PADDING]
+SEES = [[], [0], [0, 1], [0, 1], [0, 1], [0, 1, 3]]  # by turn
 MASK = """
-    h a a b p p q .
-h   1 0 0 0 0 0 0 0
-a   1 1 0 0 0 0 0 0
-a   1 1 1 0 0 0 0 0
-b   1 1 1 1 0 0 0 0
-p   1 1 1 0 1 0 0 0
-p   1 1 1 0 1 1 0 0
-q   1 1 1 1 0 0 1 0
-.   0 0 0 0 0 0 0 1
+    h a a b c p p q .
+h   1 0 0 0 0 0 0 0 0
+a   1 1 0 0 0 0 0 0 0
+a   1 1 1 0 0 0 0 0 0
+b   1 1 1 1 0 0 0 0 0
+c   1 1 1 0 1 0 0 0 0
+p   1 1 1 0 0 1 0 0 0
+p   1 1 1 0 0 1 1 0 0
+q   1 1 1 0 1 0 0 1 0
+.   0 0 0 0 0 0 0 0 1
 """
 
 
 def test_the_tree_mask_is_the_one_written_by_hand() -> None:
     rows = Rows(
-        tokens_RT=torch.zeros(1, 8, dtype=torch.long),
-        positions_3RT=torch.zeros(3, 1, 8, dtype=torch.long),
+        tokens_RT=torch.zeros(1, 9, dtype=torch.long),
+        positions_3RT=torch.zeros(3, 1, 9, dtype=torch.long),
         turn_RT=torch.tensor([TURNS]),
-        sees_RT=torch.tensor([SEES]),
-        starts_RS=np.zeros((1, 5), np.int64),
-        extent_R=np.zeros(1, np.int64),
+        sees_RSS=torch.tensor([[[turn in seen for turn in range(6)] for seen in SEES]]),
+        starts_RS=np.zeros((1, 6), np.int64),
+        ends_RS=np.zeros((1, 6), np.int64),
     )
     wanted = [[cell == "1" for cell in line.split()[1:]] for line in MASK.strip().splitlines()[1:]]
     assert _tree_mask(rows).tolist() == [wanted]
@@ -60,33 +62,46 @@ def test_a_packed_row_by_hand(table: TurnTable, world: World) -> None:
     first, second, question = by_length[0], by_length[-1], table.question("train-00000")
     a, b, q = (table.length(turn) for turn in (first, second, question))
     assert a < b
-    rows = table.pack(np.array([[first, second]]), np.array([[question, question]]), [0, 2])
+    rows = table.pack(np.array([[HEAD, first, second, question, question]]), np.array([[NO_TURN, 0, 1, 0, 2]]))
     assert rows.starts_RS.tolist() == [[0, 0, a, a + b, a + b + q]]
-    assert rows.extent_R.tolist() == [a + b]
+    assert rows.ends_RS.tolist() == [[0, a, a + b, q, a + b + q]]
     assert rows.turn_RT.tolist() == [[1] * a + [2] * b + [3] * q + [4] * q]
-    assert rows.sees_RT.tolist() == [[1] * a + [2] * b + [1] * q + [3] * q]
+    assert [np.flatnonzero(seen).tolist() for seen in rows.sees_RSS[0]] == [[], [0], [0, 1], [0], [0, 1, 2]]
     positions = [*range(a + b), *range(q), *range(a + b, a + b + q)]
     assert rows.positions_3RT[:, 0].tolist() == [positions] * 3
     embeds, _ = table.tensors()
     assert torch.equal(embeds[rows.tokens_RT[0, a + b : a + b + q]], embeds[rows.tokens_RT[0, a + b + q :]])
     # a demo is the same tokens wherever it stands
-    turned = table.pack(np.array([[second, first]]), np.array([[question]]), [2])
+    turned = table.pack(np.array([[HEAD, second, first, question]]), np.array([[NO_TURN, 0, 1, 2]]))
     assert torch.equal(turned.tokens_RT[0, b : a + b], rows.tokens_RT[0, :a])
+
+
+def test_turns_side_by_side_begin_at_one_position(table: TurnTable, world: World) -> None:
+    """Two demos behind the same one, and a question behind each: the second pair is where the first is."""
+    first, second, third = (table.demo(demo.id) for demo in world.pool[:3])
+    question = table.question("train-00000")
+    a, b, c, q = (table.length(turn) for turn in (first, second, third, question))
+    turns = np.array([[HEAD, first, second, third, question, question, NO_TURN]])
+    rows = table.pack(turns, np.array([[NO_TURN, 0, 1, 1, 2, 3, NO_TURN]]))
+    assert rows.ends_RS[0, :6].tolist() == [0, a, a + b, a + c, a + b + q, a + c + q]
+    assert rows.turn_RT.tolist() == [[1] * a + [2] * b + [3] * c + [4] * q + [5] * q]
+    seen = [np.flatnonzero(turn).tolist() for turn in rows.sees_RSS[0]]
+    assert seen == [[], [0], [0, 1], [0, 1], [0, 1, 2], [0, 1, 3], []]
 
 
 def test_rows_behind_an_offset_hold_their_own_turns_only(table: TurnTable, world: World) -> None:
     demo, question = table.demo(world.pool[2].id), table.question("train-00001")
     d, q = table.length(demo), table.length(question)
-    rows = table.pack(np.array([[demo]]), np.array([[question]]), [1], np.array([100]))
+    rows = table.pack(np.array([[demo, question]]), np.array([[NO_TURN, 0]]), np.array([100]))
     assert rows.turn_RT.tolist() == [[0] * d + [1] * q]
     assert rows.positions_3RT[0].tolist() == [list(range(100, 100 + d + q))]
-    assert rows.extent_R.tolist() == [100 + d]
+    assert rows.ends_RS.tolist() == [[100 + d, 100 + d + q]]
 
 
 def test_a_shorter_row_is_padded_at_its_end(table: TurnTable, world: World) -> None:
     by_length = sorted((table.demo(demo.id) for demo in world.pool), key=table.length)
     short, long, question = by_length[0], by_length[-1], table.question("train-00000")
-    rows = table.pack(np.array([[short], [long]]), np.array([[question], [question]]), [1])
+    rows = table.pack(np.array([[short, question], [long, question]]), np.array([[NO_TURN, 0]] * 2))
     gap = table.length(long) - table.length(short)
     assert gap > 0
     assert rows.turn_RT[0, -gap:].tolist() == [PADDING] * gap

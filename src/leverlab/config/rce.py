@@ -1,9 +1,8 @@
 """The section `rce` of params.yaml."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
-
+from leverlab.config.schedule import Schedule, within
 from leverlab.config.training import OptimiserParams
 
 
@@ -11,5 +10,4 @@ class RceParams(OptimiserParams):
     """Reward-weighted cross-entropy over each group: weights softmax(reward / tau)."""
 
     init: Literal["best", "last"]  # which epoch of SFT to start from; 'best' by validation accuracy
-    tau_start: float = Field(gt=0)
-    tau_end: float = Field(gt=0)
+    tau: Annotated[Schedule, within(gt=0)]

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from leverlab.config.base import Number, Section
+from leverlab.config.schedule import Schedule
 from leverlab.rl.rewards import REWARD_MODES, WEIGHTED_MODES, RewardMode
 
 
@@ -12,7 +13,7 @@ class RewardParams(Section):
     """One expression over named terms for every prefix, averaged over shot counts."""
 
     mode: RewardMode
-    weights: dict[str, Number] | None  # term → weight, for the modes that read weights
+    weights: dict[str, Schedule] | None  # term → weight, for the modes that read weights
     shot_weights: tuple[Number, ...] = Field(min_length=1)  # one for each shot count, from 1 on
 
     @model_validator(mode="before")

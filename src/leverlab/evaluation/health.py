@@ -19,6 +19,7 @@ from leverlab.errors import LeverlabError
 from leverlab.evaluation.gates import Direction, within
 
 TINY_PROBABILITY = 1e-4
+FLAT_TOLERANCE = 1e-8  # that of rl.advantages, which is not imported here: it takes torch along
 
 Array = NDArray[np.float64]
 
@@ -38,11 +39,18 @@ class Finding:
 def flat_groups(query_ids: Sequence[str], rewards: ArrayLike, max_share: float) -> Finding:
     """Return the share of groups whose trajectories all have the same reward: they carry no signal for GRPO.
 
-    query_ids, rewards: one entry per trajectory. A group of one trajectory is flat.
+    query_ids, rewards: one entry per trajectory. A group of one trajectory is flat. The meaning tells the count, and
+    the median deviation of rewards inside the other groups alone.
     """
-    share = float((_group_spread(query_ids, rewards) <= 1e-9).mean())
-    meaning = "share of groups whose trajectories all have the same reward; GRPO learns nothing from them"
-    return _finding("flat_groups", share, max_share, "at_most", meaning)
+    spread, deviation = _group_spread(query_ids, rewards)
+    live = spread > FLAT_TOLERANCE
+    meaning = (
+        f"share of groups whose trajectories all have the same reward ({int((~live).sum())} of {len(live)}); GRPO "
+        "learns nothing from them"
+    )
+    if live.any():
+        meaning += f"; median deviation of the rewards in the others {float(np.median(deviation[live])):.3g}"
+    return _finding("flat_groups", float((~live).mean()), max_share, "at_most", meaning)
 
 
 def winner_groups(groups: pd.DataFrame, max_share: float) -> Finding:
@@ -254,7 +262,8 @@ def _union(lists: Any) -> set[str]:
     return {item for ids in lists for item in ids}
 
 
-def _group_spread(query_ids: Sequence[str], rewards: ArrayLike) -> Array:
+def _group_spread(query_ids: Sequence[str], rewards: ArrayLike) -> tuple[Array, Array]:
+    """Return max - min and the population standard deviation of the rewards of each group."""
     values = np.asarray(rewards, dtype=np.float64)
     if values.shape != (len(query_ids),) or not np.isfinite(values).all():
         raise LeverlabError(
@@ -262,8 +271,7 @@ def _group_spread(query_ids: Sequence[str], rewards: ArrayLike) -> Array:
             f"{len(query_ids)} trajectories"
         )
     grouped = pd.Series(values).groupby(np.asarray(query_ids))
-    spread: Array = (grouped.max() - grouped.min()).to_numpy()
-    return spread
+    return (grouped.max() - grouped.min()).to_numpy(), grouped.std(ddof=0).to_numpy()
 
 
 def _prefixes(groups: pd.DataFrame, column: str) -> Array:

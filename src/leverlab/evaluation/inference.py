@@ -11,7 +11,8 @@ from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.records import Example
 from leverlab.selector.batches import QueryBatch
 from leverlab.selector.inference import InferenceSelector
-from leverlab.vlm.scoring import DemoList, Scorer
+from leverlab.vlm.scoring import Scorer
+from leverlab.vlm.tries import DemoList
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,6 @@ def answer_rows(scorer: Scorer, questions: Sequence[Example], shown: MethodLists
 
 def _named(batch: QueryBatch, positions_NT: NDArray[np.int64]) -> list[DemoList]:
     return [
-        tuple(candidates[k] for k in positions)
+        tuple(candidates[k] for k in positions if k < len(candidates))  # up to STOP
         for candidates, positions in zip(batch.candidate_ids, positions_NT.tolist(), strict=True)
     ]

@@ -26,6 +26,7 @@ METHODS = (
     "grpo",
     "oracle",
 )
+SELECTORS = ("sft", "rce", "sft_control", "grpo")  # may stop before they have shown as many demos as shots
 RETRIEVAL = ("image_sim", "text_sim", "mix", "type_sim")
 LIFT_SHOTS = 4
 
@@ -59,7 +60,8 @@ def check_answers(answers: pd.DataFrame) -> None:
     """Raise `LeverlabError` unless the table holds every answer exactly once.
 
     That is: known methods; zero_shot at 0 shots; all other methods at the same shot counts; every (method, seed, shots)
-    with the same question ids, each once; as many demos as shots; `vqa_accuracy` in [0, 1].
+    with the same question ids, each once; as many demos as shots (or, from selectors, 1 to as many); `vqa_accuracy` in
+    [0, 1].
     """
     lacking = [column for column in _COLUMNS if column not in answers.columns]
     if lacking or answers.empty:
@@ -188,8 +190,9 @@ def _cells(answers: pd.DataFrame) -> dict[tuple[str, int], _Cell]:
 
 def _check_rows(answers: pd.DataFrame) -> None:
     demo_counts = answers["demos"].map(lambda demos: -1 if demos is None else len(demos))
+    stops = answers["method"].isin(SELECTORS)
     for column, bad in {
-        "demos": answers[demo_counts != answers["shots"]],
+        "demos": answers[(demo_counts > answers["shots"]) | (demo_counts < answers["shots"].where(~stops, 1))],
         "vqa_accuracy": answers[~answers["vqa_accuracy"].between(0, 1)],
     }.items():
         if len(bad):
@@ -197,7 +200,7 @@ def _check_rows(answers: pd.DataFrame) -> None:
             raise LeverlabError(
                 f"answers: {_name(row['method'], row['seed'], row['shots'])} has {column} = {row[column]} for question "
                 f"'{row['question_id']}', and {len(bad) - 1} more rows are like it; there must be as many demos as "
-                "shots, and an accuracy in [0, 1]"
+                "shots, or from 1 on to as many for a selector that may stop, and an accuracy in [0, 1]"
             )
 
 

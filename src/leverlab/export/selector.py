@@ -38,9 +38,9 @@ def inference_tensors(selector: Selector) -> dict[str, NDArray[np.float32]]:
         tensors[f"{name}.weight"] = weight
         tensors[f"{name}.bias"] = state.pop(f"{name}.bias") - weight @ mean
     for name, tensor in state.items():
-        module, _, leaf = name.rpartition(".")
-        tensors[f"update.{_GRU[leaf]}" if module == "update" else f"{_RENAMED.get(module, module)}.{leaf}"] = tensor
-    shapes = expected_shapes(selector.widths, selector.width)
+        module, dot, leaf = name.rpartition(".")
+        tensors[f"update.{_GRU[leaf]}" if module == "update" else f"{_RENAMED.get(module, module)}{dot}{leaf}"] = tensor
+    shapes = expected_shapes(selector.widths, selector.architecture)
     if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
         wrong = sorted(set(tensors) ^ set(shapes))
         raise LeverlabError(f"the checkpoint and the inference format do not have the same tensors: {wrong}")
@@ -51,11 +51,16 @@ def inference_tensors(selector: Selector) -> dict[str, NDArray[np.float32]]:
 def check_equal_picks(
     selector: Selector, converted: InferenceSelector, batches: Sequence[QueryBatch], shots: int
 ) -> int:
-    """Return how many picks were compared; raise `LeverlabError` when any differs.
+    """Return how many picks were compared; raise `LeverlabError` when any differs, or the architectures do.
 
     The network is run in float64: what is proved is that the converted tensors mean the same, not that two roundings
     agree.
     """
+    if converted.architecture != selector.architecture:
+        raise LeverlabError(
+            f"the converted selector has {converted.architecture}, but the checkpoint has {selector.architecture}; run "
+            "dvc repro convert"
+        )
     exact = copy.deepcopy(selector).double().eval()
     compared = 0
     for batch in batches:

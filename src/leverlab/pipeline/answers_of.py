@@ -1,10 +1,11 @@
 """The answers and the params of a run, read through DVC where they lie: nothing is checked out."""
 
+import contextlib
 import difflib
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class Run:
     """What one run answered, and with which params.
 
     `revision` is the whole commit id, None for the workspace. `answers` has the columns of `ANSWER_SCHEMA`. `test_set`
-    is a digest of the test questions themselves, None when they cannot be read. `warnings` are sentences.
+    is a digest of the test questions themselves, None when they cannot be read. `warnings` are sentences. `files` holds
+    the other files that were asked for, by path; those that cannot be read are left out.
     """
 
     name: str
@@ -40,21 +42,56 @@ class Run:
     answers: pd.DataFrame
     test_set: str | None
     warnings: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def read_run(root: Path, name: str) -> Run:
+def experiments(root: Path) -> dict[str, list[str]]:
+    """Return the commits of every DVC experiment of the repository at `root`, by name."""
+    found: dict[str, list[str]] = {}
+    with Repo(str(root)) as repo:
+        for info in exp_refs(repo.scm):
+            found.setdefault(info.name, []).append(str(repo.scm.get_ref(str(info))))
+    return found
+
+
+def commit_of(name: str, known: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the commit of the experiment `name`, or None when there is none; `known` is what `experiments` gave.
+
+    Raises `LeverlabError` for the name of several experiments.
+    """
+    commits = known.get(name, [])
+    if len(commits) > 1:
+        raise LeverlabError(
+            f"'{name}' names {len(commits)} experiments (commits {', '.join(sorted(one[:7] for one in commits))}); "
+            "remove those that are out of date with `dvc exp remove COMMIT`"
+        )
+    return commits[0] if commits else None
+
+
+def params_of(root: Path, revision: str) -> dict[str, Any]:
+    """Return params.yaml of a Git revision. Raises `LeverlabError` when it cannot be read."""
+    try:
+        with Repo.open(str(root), rev=revision) as repo:
+            return _yaml(repo.dvcfs, revision, PARAMS)
+    except DvcException as error:
+        raise LeverlabError(f"DVC cannot read {PARAMS} of '{revision}': {error}") from None
+
+
+def read_run(root: Path, name: str, revision: str | None = None, files: Sequence[str] = ()) -> Run:
     """Return the run `name` of the DVC repository at `root`: an experiment, a Git revision, or `workspace`.
 
-    Git revisions (branch, tag, commit, `HEAD~1`) go before experiments of the same name, as in DVC itself. Outs are
-    read from the cache, else from the remote; the workspace's own from the disk.
+    Git revisions (branch, tag, commit, `HEAD~1`) go before experiments of the same name, as in DVC itself; `revision`,
+    a commit, goes before both. Outs are read from the cache, else from the remote; the workspace's own from the disk.
+    files: paths of more files to read; `{seed}` in a path stands for each of the run's `seeds`.
     Raises `LeverlabError` for an unknown name, and when params or answers are not there or cannot be read.
     """
     try:
-        revision = None if name == WORKSPACE else _revision(root, name)
+        if revision is None and name != WORKSPACE:
+            revision = _revision(root, name)
         with Repo(str(root)) as here:
             remote = here.config["core"].get("remote")  # the revision may be older than the setting
         with Repo.open(str(root), rev=revision, remote=remote) as repo:
-            return _read(repo.dvcfs, name, revision)
+            return _read(repo.dvcfs, name, revision, files)
     except DvcException as error:
         reasons = " ".join([str(error), str(error.__cause__ or "")]).split()
         raise LeverlabError(f"DVC cannot read the run '{name}': {' '.join(reasons)}") from None
@@ -72,8 +109,8 @@ def _revision(root: Path, name: str) -> str:
                 raise LeverlabError(
                     f"'{name}' names more than one experiment or commit; `dvc exp list -A --sha-only` gives the commits"
                 ) from None
-            experiments = [info.name for info in exp_refs(repo.scm)]
-            known = sorted({WORKSPACE, *repo.scm.list_branches(), *repo.scm.list_tags(), *experiments})
+            of_dvc = [info.name for info in exp_refs(repo.scm)]
+            known = sorted({WORKSPACE, *repo.scm.list_branches(), *repo.scm.list_tags(), *of_dvc})
     close = difflib.get_close_matches(name, known) or known[:10]
     raise LeverlabError(
         f"there is no experiment or Git revision '{name}'; did you mean {' or '.join(close)}? `dvc exp list -A` shows "
@@ -81,7 +118,7 @@ def _revision(root: Path, name: str) -> str:
     )
 
 
-def _read(fs: Any, name: str, revision: str | None) -> Run:
+def _read(fs: Any, name: str, revision: str | None, files: Sequence[str]) -> Run:
     lock, params = _yaml(fs, name, "dvc.lock"), _yaml(fs, name, PARAMS)
     recorded = [out.get("md5") for stage in _stages(lock).values() for out in stage["outs"] if out["path"] == ANSWERS]
     try:
@@ -101,7 +138,20 @@ def _read(fs: Any, name: str, revision: str | None) -> Run:
     ]
     if hashlib.md5(content, usedforsecurity=False).hexdigest() not in recorded:
         warnings.append(f"the answers of '{name}' are not those that its dvc.lock records: run dvc repro")
-    return Run(name, revision, params, _answers(content, name), _test_set(fs), tuple(warnings))
+    more = _more(fs, [path.format(seed=seed) for path in files for seed in _seeds(params, path)])
+    return Run(name, revision, params, _answers(content, name), _test_set(fs), tuple(warnings), more)
+
+
+def _seeds(params: Mapping[str, Any], path: str) -> Sequence[Any]:
+    return params.get("seeds", []) if "{seed}" in path else [None]
+
+
+def _more(fs: Any, paths: Sequence[str]) -> dict[str, bytes]:
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError, KeyError, DataIndexDirError):  # the last: the cache lost a folder's list
+            found[path] = _content(fs, path)
+    return found
 
 
 def _content(fs: Any, path: str) -> bytes:
@@ -169,13 +219,14 @@ def _answers(content: bytes, name: str) -> pd.DataFrame:
 
 
 def _test_set(fs: Any) -> str | None:
+    content = _more(fs, [TEST_SET])
+    return questions_digest(content[TEST_SET]) if content else None
+
+
+def questions_digest(content: bytes) -> str | None:
+    """Return a digest of the questions of a Parquet file, whatever their order, or None when it cannot be read."""
     try:
-        questions = pq.read_table(io.BytesIO(_content(fs, TEST_SET))).sort_by("id").to_pylist()
-    except (
-        ValueError,
-        KeyError,
-        OSError,
-        DataIndexDirError,
-    ):  # the last: the cache lost the list of the folder's files
+        questions = pq.read_table(io.BytesIO(content)).sort_by("id").to_pylist()
+    except (ValueError, KeyError, OSError):  # pyarrow's errors derive from these
         return None
     return hashlib.sha256(repr(questions).encode()).hexdigest()

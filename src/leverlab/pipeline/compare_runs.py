@@ -99,12 +99,23 @@ def compare(runs: Sequence[Run], method: str = "grpo", resamples: int = RESAMPLE
         method=method,
         questions=questions,
         revisions={run.name: run.revision for run in runs},
-        params=_differing({run.name: flat(run.params) for run in runs}),
+        params=differing({run.name: flat(run.params) for run in runs}),
         accuracy=_accuracy(cells, resamples),
         pairs=pairs,
         seeds=seeds,
         warnings=tuple(warning for run in runs for warning in _warnings(run)),
     )
+
+
+def accuracies(runs: Sequence[Run], method: str = "grpo") -> dict[str, dict[int, float]]:
+    """Return the accuracy of `method` by run and shot count. Raises `LeverlabError` as `compare`."""
+    _check_runs(runs)
+    cells = {run.name: _cells(run, method) for run in runs}
+    _check_questions(runs, cells)
+    return {
+        name: {shots: float(cell.scores.to_numpy().mean()) for shots, cell in sorted(of_run.items())}
+        for name, of_run in cells.items()
+    }
 
 
 def _check_runs(runs: Sequence[Run]) -> None:
@@ -239,8 +250,11 @@ def _accuracy(cells: Mapping[str, _Cells], resamples: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["shots", "run", "seeds", "accuracy", "ci_low", "ci_high", "seed_std"])
 
 
-def _differing(params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return by key what each run that has the key says, where not all say the same."""
+def differing(params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return by dotted key what each run that has the key says, where not all say the same.
+
+    params: the flat params of each run, by its name.
+    """
     keys = sorted({key for of_run in params.values() for key in of_run})
     values = {key: {name: of_run[key] for name, of_run in params.items() if key in of_run} for key in keys}
     return {

@@ -46,7 +46,17 @@ def as_dict(comparison: Comparison) -> dict[str, Any]:
 
 def tables(comparison: Comparison) -> list[Table]:
     """Return the tables to print on a terminal."""
-    return [_rich(title, frame) for title, frame in _frames(comparison).items()]
+    return [rich_table(title, frame) for title, frame in _frames(comparison).items()]
+
+
+def rich_table(title: str, frame: pd.DataFrame, left: Sequence[str] = LEFT) -> Table:
+    """Return a data frame of text as a table for a terminal; the first column and those of `left` stand left."""
+    table = Table(title=title, title_justify="left")
+    for place, column in enumerate(frame.columns):
+        table.add_column(str(column), justify="left" if place == 0 or column in left else "right")
+    for row in frame.itertuples(index=False):
+        table.add_row(*map(Text, row))
+    return table
 
 
 def to_markdown(comparison: Comparison) -> str:
@@ -192,15 +202,6 @@ def _sentence(rows: pd.DataFrame) -> str:
 
 def _list(lines: Sequence[str], prefix: str = "") -> str:
     return "\n".join(f"- {prefix}{line}" for line in lines)
-
-
-def _rich(title: str, frame: pd.DataFrame) -> Table:
-    table = Table(title=title, title_justify="left")
-    for place, column in enumerate(frame.columns):
-        table.add_column(str(column), justify="left" if place == 0 or column in LEFT else "right")
-    for row in frame.itertuples(index=False):
-        table.add_row(*map(Text, row))
-    return table
 
 
 def _places(frame: pd.DataFrame, value: str, shown: Sequence[bool], also: Sequence[float]) -> list[dict[str, Any]]:

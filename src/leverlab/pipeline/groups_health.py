@@ -26,9 +26,9 @@ from leverlab.evaluation.health import (
     winner_groups,
 )
 from leverlab.records import read_table
-from leverlab.rl.rewards import mode_rewards, trajectory_reward
 from leverlab.selector.candidates import read_candidates
 from leverlab.training.groups import GROUP_SCHEMA, TERMS, read_groups
+from leverlab.training.reward import list_reward
 
 _POOL_IDS = pa.schema([("id", pa.string())])
 _SIGNS = {"at_least": "≥", "at_most": "≤"}
@@ -69,7 +69,7 @@ def _read(file: Path, shots: int) -> pd.DataFrame:
 
 def _rewards(table: pd.DataFrame, reward: RewardParams) -> NDArray[np.float64]:
     terms = {term: np.stack(table[term].tolist()).astype(np.float64) for term in TERMS}
-    return np.asarray(trajectory_reward(mode_rewards(reward.mode, terms, reward.weights), reward.shot_weights))
+    return list_reward(reward, terms, 0.0)
 
 
 def _pool_ids(prepared: Path, pool_file: Path) -> list[str]:

@@ -1,27 +1,40 @@
-"""Plans: named sets of params overrides with a hypothesis and an accept rule, kept as `plans/NAME.yaml`."""
+"""Plans: named sets of params overrides with a hypothesis and an accept rule, kept as `plans/NAME.yaml`.
+
+A plan stands on its parent: the parent's overrides come first, its own after them, and it is judged against the
+parent's run. Without a parent it stands on `params.yaml` as it is. A base, another plan, may be put under all of that:
+the same ideas at another size.
+"""
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from leverlab.config.base import Section, parse_section, read_yaml
+from leverlab.config.base import Section, parse_section, read_params, read_yaml
 from leverlab.config.report import GateParams
 from leverlab.errors import LeverlabError
 from leverlab.pipeline.params import check_params
 
 # texts that -S takes as they are; all others are quoted
 _PLAIN_TEXT = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_/][A-Za-z0-9_/.\- ]*", re.IGNORECASE)
+_DATA = {"data", "vlm", "prepare", "rl_data"}  # sections that decide what is learned from …
+_LEARNING = {"selector", "reward", "sft", "rce", "grpo", "select_best"}  # … and those that decide how
 
 
 class Plan(Section):
-    """One plan: `overrides` of dotted params keys, `accept` a bound on a dotted key of reports/metrics.json."""
+    """One plan: `overrides` of dotted params keys, and a rule by which it is accepted.
+
+    `accept` bounds a dotted key of reports/metrics.json, or `over_parent.shots_<k>.<column>`: the paired comparison of
+    GRPO with the parent's, columns as in `leverlab plan ledger`.
+    """
 
     title: str = Field(min_length=1)
     hypothesis: str = Field(min_length=1)
+    parent: str | None = None
     overrides: dict[str, Any] = Field(min_length=1)
     accept: dict[str, Any] | None = None
 
@@ -31,6 +44,32 @@ class Plan(Section):
         if accept is not None:
             parse_section(GateParams, "accept", {"accept": accept}, "the plan")
         return accept
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A plan on its base: `name` of its DVC experiment, and `parent`, that of the one that it is judged against.
+
+    `overrides` are all that differ from params.yaml, `changed` the dotted keys that differ from the parent's params.
+    `parent` is None for a plan that is judged against params.yaml itself.
+    """
+
+    name: str
+    plan: Plan
+    parent: str | None
+    overrides: Mapping[str, Any]
+    changed: Sequence[str]
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence when data and learning change at once: what made the difference will not be known."""
+        sections = {key.partition(".")[0] for key in self.changed}
+        if not (sections & _DATA and sections & _LEARNING):
+            return None
+        return (
+            f"plan '{self.name}' changes data ({', '.join(sorted(sections & _DATA))}) and learning "
+            f"({', '.join(sorted(sections & _LEARNING))}) at once: a difference will have two possible reasons"
+        )
 
 
 def plan_names(root: Path) -> list[str]:
@@ -51,6 +90,54 @@ def load_plan(root: Path, name: str) -> Plan:
         raise LeverlabError(f"{path} is not a plan ({problems})") from None
 
 
+def load_experiment(
+    root: Path, name: str, base: str | None = None, params: Mapping[str, Any] | None = None
+) -> Experiment:
+    """Return plan `name` on `base`, another plan, checked against `params`, by default those of params.yaml.
+
+    Raises `LeverlabError` as `load_plan` and `overridden`, for parents that run in a circle, and for a plan that
+    changes nothing of its parent.
+    """
+    params, plan = params or read_params(root / "params.yaml"), load_plan(root, name)
+    below = _inherited(root, plan.parent, base)
+    overrides = below | plan.overrides if name != base else plan.overrides
+    before = params if not below or name == base else overridden(params, below)
+    after = overridden(params, overrides)
+    if before == after:
+        raise LeverlabError(f"plan '{name}' changes nothing of its parent '{plan.parent or base}' (no-op plan)")
+    own = name if base in (None, name) else f"{base}-{name}"
+    return Experiment(own, plan, _parent(name, plan, base), overrides, _different(before, after))
+
+
+def _parent(name: str, plan: Plan, base: str | None) -> str | None:
+    if base is None or name == base:
+        return plan.parent
+    return base if plan.parent in (None, base) else f"{base}-{plan.parent}"
+
+
+def _inherited(root: Path, parent: str | None, base: str | None) -> dict[str, Any]:
+    """Return the overrides below a plan: those of the base, then those of its parents, the nearest last."""
+    chain: list[str] = []
+    while parent is not None and parent != base:
+        if parent in chain:
+            raise LeverlabError(f"the plans {', '.join(chain)} are parents of each other in a circle")
+        chain.append(parent)
+        parent = load_plan(root, parent).parent
+    found: dict[str, Any] = {}
+    for name in ([] if base is None else [base]) + chain[::-1]:
+        found |= load_plan(root, name).overrides
+    return found
+
+
+def _different(before: Any, after: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys whose values differ."""
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return [] if before == after else [prefix]
+    keys = sorted(before.keys() | after.keys())
+    dot = f"{prefix}." if prefix else ""
+    return [found for key in keys for found in _different(before.get(key), after.get(key), f"{dot}{key}")]
+
+
 def overridden(params: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of `params` with the dotted keys of `overrides` replaced.
 
@@ -65,6 +152,11 @@ def overridden(params: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
             section = section.get(folder) if isinstance(section, dict) else None
         if not isinstance(section, dict) or leaf not in section:
             raise LeverlabError(f"the override '{dotted}' names no key of params.yaml")
+        if isinstance(value, Mapping) and isinstance(section[leaf], Mapping) and value.keys() != section[leaf].keys():
+            raise LeverlabError(
+                f"the override '{dotted}' has other keys than params.yaml, and DVC would merge both; override its keys "
+                "one by one"
+            )
         section[leaf] = value
     check_params(changed, "the plan's params")
     if changed == params:
@@ -74,10 +166,10 @@ def overridden(params: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
     return changed
 
 
-def experiment_command(name: str, plan: Plan) -> list[str]:
-    """Return the DVC command that runs `plan` as experiment `name`."""
-    settings = [part for key, value in plan.overrides.items() for part in ("-S", f"{key}={_literal(value)}")]
-    return ["dvc", "exp", "run", "-n", name, *settings]
+def experiment_command(experiment: Experiment, queue: bool = False) -> list[str]:
+    """Return the DVC command that runs an experiment, or puts it into DVC's queue."""
+    settings = [part for key, value in experiment.overrides.items() for part in ("-S", f"{key}={_literal(value)}")]
+    return ["dvc", "exp", "run", *(["--queue"] if queue else []), "-n", experiment.name, *settings]
 
 
 def _literal(value: Any) -> str:

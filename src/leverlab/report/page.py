@@ -17,6 +17,7 @@ from leverlab.evaluation.health import Finding
 from leverlab.evaluation.statistics import NO_DIFFERENCE, SIGN_FLIP
 from leverlab.report import figures, tables, words
 from leverlab.report.headline import Headline
+from leverlab.report.training import interventions
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 GROUPS = (
@@ -96,6 +97,7 @@ def render_page(report: Report, pictures: Mapping[str, Picture]) -> str:
         .assign(verdict=[words.side(verdict) for verdict in paired["verdict"]])
         .drop(columns=["method", "test"]),
         types=tables.question_types_text(report.types),
+        interventions=interventions(report.curves),
         curves_figure=_figure("curves", pictures["curves"], _curves_alt(report)),
         chosen=tables.checkpoints_text(chosen).drop(columns="chosen"),
         checkpoints=tables.checkpoints_text(report.checkpoints),
@@ -135,7 +137,15 @@ def _alerts(report: Report) -> list[tuple[str, str]]:
         for file in report.export
         if file.get("ok") is False
     ]
-    return [*gates, *findings, *files]
+    guard = [
+        (
+            "Guard",
+            f"{words.LABELS[found.method]}, seed {found.seed}, epoch {found.epoch}: {found.text}.",
+        )
+        for found in interventions(report.curves)
+        if found.undone
+    ]
+    return [*gates, *findings, *files, *guard]
 
 
 def _accuracy_groups(shots: pd.DataFrame, subject: str) -> list[list[dict[str, Any]]]:

@@ -42,27 +42,35 @@ def schedule_value(
     return start * (1 - share) + end * share
 
 
-def warmup_cosine(step: int, total_steps: int, warmup_fraction: float, final_fraction: float = 0.0) -> float:
-    """Return the learning-rate multiplier of update `step` (0-based): linear warm-up to 1, then half a cosine down.
+def warmup(step: int, total_steps: int, fraction: float) -> float:
+    """Return the multiplier of update `step` (0-based) while warming up, 1 from then on.
 
-    The first W = round(warmup_fraction * total_steps) updates climb in equal parts, 1/W, 2/W, ... 1; none is zero.
-    From there the multiplier falls from 1 and reaches `final_fraction` at step = total_steps, which a scheduler asks
-    for after the last update. Cosine: SGDR, arXiv 1608.03983, without restarts.
-    Raises `LeverlabError` for step outside [0, total_steps], warmup_fraction outside [0, 1), or final_fraction outside
-    [0, 1].
+    The first W = round(fraction * total_steps) updates climb in equal parts, 1/W, 2/W, ... 1; none is zero.
+    Raises `LeverlabError` for step outside [0, total_steps] or fraction outside [0, 1).
     """
+    steps = _warmup_steps(step, total_steps, fraction)
+    return (step + 1) / steps if step < steps else 1.0
+
+
+def warmup_cosine(step: int, total_steps: int, fraction: float) -> float:
+    """Return the multiplier of update `step` (0-based): `warmup`, then half a cosine from 1 down.
+
+    It reaches 0 at step = total_steps, which a scheduler asks for after the last update. Cosine: SGDR, arXiv
+    1608.03983, without restarts. Raises as `warmup`.
+    """
+    steps = _warmup_steps(step, total_steps, fraction)
+    if step < steps:
+        return (step + 1) / steps
+    return schedule_value("cosine", 1.0, 0.0, (step - steps) / (total_steps - steps))
+
+
+def _warmup_steps(step: int, total_steps: int, fraction: float) -> int:
     if not 0 <= step <= total_steps or total_steps < 1:
         raise LeverlabError(f"step {step} must lie in [0, {total_steps}], and there must be at least one step")
-    if not 0 <= warmup_fraction < 1 or not 0 <= final_fraction <= 1:
-        raise LeverlabError(
-            "warmup_fraction must lie in [0, 1) and final_fraction in [0, 1], "
-            f"got {warmup_fraction} and {final_fraction}"
-        )
+    if not 0 <= fraction < 1:
+        raise LeverlabError(f"the share of warm-up must lie in [0, 1), got {fraction}")
     # Rounding may swallow the whole run when it is very short; one step is always left to come down in.
-    warmup_steps = min(round(warmup_fraction * total_steps), total_steps - 1)
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return schedule_value("cosine", 1.0, final_fraction, (step - warmup_steps) / (total_steps - warmup_steps))
+    return min(round(fraction * total_steps), total_steps - 1)
 
 
 def _piecewise_value(points: Sequence[tuple[float, float]], progress: float) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from leverlab.errors import LeverlabError
 from leverlab.selector.candidates import Candidates
@@ -24,9 +25,11 @@ class QueryBatch:
     query: tuple[Tensor, Tensor]  # image and question features, (B, D)
     demos: tuple[Tensor, Tensor, Tensor]  # image, question and answer features, (B, K, D)
 
-    def positions(self, lists_BG: Sequence[Sequence[Sequence[str]]]) -> Tensor:
-        """Return the positions (B, G, T) of lists of demo ids. Raises `LeverlabError` for a demo that is no
-        candidate."""
+    def positions(self, lists_BG: Sequence[Sequence[Sequence[str]]], picks: int) -> Tensor:
+        """Return the positions (B, G, picks) of lists of demo ids; K, for STOP, behind the end of a shorter one.
+
+        Raises `LeverlabError` for a demo that is no candidate.
+        """
         rows = []
         for query_id, candidates, lists in zip(self.query_ids, self.candidate_ids, lists_BG, strict=True):
             place = {demo: index for index, demo in enumerate(candidates)}
@@ -36,15 +39,32 @@ class QueryBatch:
                     f"the demo '{unknown[0]}' stands in a list of query '{query_id}' but not among its candidates; "
                     "the lists were made for other candidates: run dvc repro"
                 )
-            rows.append([[place[demo] for demo in demos] for demos in lists])
+            stop = len(candidates)
+            rows.append([[*(place[demo] for demo in demos), *[stop] * (picks - len(demos))] for demos in lists])
         return torch.tensor(rows, dtype=torch.long)
 
     def ids(self, picks_BGT: Tensor) -> list[list[tuple[str, ...]]]:
-        """Return the demo ids of positions (B, G, T)."""
+        """Return the demo ids of positions (B, G, T), up to STOP."""
         return [
-            [tuple(candidates[pick] for pick in picks) for picks in lists]
+            [tuple(candidates[pick] for pick in picks if pick < len(candidates)) for picks in lists]
             for candidates, lists in zip(self.candidate_ids, picks_BGT.tolist(), strict=True)
         ]
+
+    def relevance(self, picks_BGT: Tensor) -> NDArray[np.float64]:
+        """Return how similar the demos of every prefix of the lists are to the query, (B, G, T), in [0, 1].
+
+        The mean over the demos of the mean cosine of image and question features, and 0 where that is negative. Behind
+        the end of a list it stays what it was.
+        """
+        similar = [
+            functional.cosine_similarity(query[:, None].double(), demos.double(), dim=-1)
+            for query, demos in zip(self.query, self.demos[:2], strict=True)
+        ]
+        similar_BK = functional.pad((similar[0] + similar[1]) / 2, (0, 1))  # STOP adds nothing
+        picked_BGT = similar_BK[:, None].expand(-1, picks_BGT.shape[1], -1).gather(2, picks_BGT)
+        counts_BGT = (picks_BGT < similar_BK.shape[1] - 1).cumsum(-1)
+        relevance: NDArray[np.float64] = (picked_BGT.cumsum(-1) / counts_BGT).clamp(0, 1).numpy()
+        return relevance
 
 
 class QueryData:

@@ -1,4 +1,7 @@
-"""Lists of distinct demos from the selector: greedy for use, sampled for training."""
+"""Lists of distinct demos from the selector: greedy for use, sampled for training.
+
+A pick of a selector with STOP may be K, one behind the last candidate: the list has ended, and all later picks are K.
+"""
 
 import torch
 from torch import Tensor
@@ -22,22 +25,21 @@ def sample(selector: Selector, encoded: Encoded, lists: int, picks: int, generat
 def _roll_out(
     selector: Selector, encoded: Encoded, lists: int, picks: int, generator: torch.Generator | None
 ) -> Tensor:
-    queries, candidates = encoded.key_BKW.shape[:2]
+    queries, places = encoded.key_BKW.shape[:2]
+    candidates = places - selector.architecture.stop
     if picks > candidates:
         raise LeverlabError(
             f"{picks} distinct demos cannot be picked from {candidates} candidates; raise prepare.candidates"
         )
     state_BGW = encoded.state_BW[:, None].expand(-1, lists, -1)
-    picked_BGK = torch.zeros(queries, lists, candidates, dtype=torch.bool, device=state_BGW.device)
-    chosen = []
+    picks_BGT = torch.zeros(queries, lists, 0, dtype=torch.long, device=state_BGW.device)
     for _ in range(picks):
-        logits_BGK = selector.logits(encoded, state_BGW, picked_BGK)
+        logits_BGK = selector.logits(encoded, state_BGW, picks_BGT)
         if generator is None:
             pick_BG = logits_BGK.argmax(-1)
         else:
             probabilities = torch.softmax(logits_BGK, dim=-1).flatten(0, 1)
             pick_BG = torch.multinomial(probabilities, 1, generator=generator).view(queries, lists)
-        chosen.append(pick_BG)
-        picked_BGK = picked_BGK.scatter(2, pick_BG[..., None], True)
+        picks_BGT = torch.cat([picks_BGT, pick_BG[..., None]], dim=2)
         state_BGW = selector.advance(encoded, state_BGW, pick_BG)
-    return torch.stack(chosen, dim=-1)
+    return picks_BGT

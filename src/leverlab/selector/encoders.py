@@ -3,11 +3,11 @@
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from leverlab.errors import LeverlabError
@@ -20,6 +20,60 @@ from leverlab.vlm.vision import encode_images
 IMAGES_PER_BATCH = 256
 PIXELS_PER_BATCH = 256 * 128 * 128  # large images come in smaller batches, or their patches fill the memory
 Track = Callable[[list[list[bytes]]], Iterable[list[bytes]]]  # yields the batches of images it gets, shows progress
+Inputs = dict[str, Tensor]  # what a model takes of one image
+
+
+class ImageEncoder(Protocol):
+    """What turns images into vectors. `module` holds the weights; `encode` is differentiable in them."""
+
+    module: nn.Module
+
+    def prepare(self, images: list[Any]) -> list[Inputs]:
+        """Return the inputs of PIL images, all of one size."""
+
+    def encode(self, inputs: Sequence[Inputs]) -> Tensor:
+        """Return the vectors (N, D) of prepared images."""
+
+
+class VlmImageEncoder:
+    """The vision tower of a VLM: the mean of an image's merged tokens."""
+
+    def __init__(self, vlm: Vlm):
+        self._vlm = vlm
+        self.module: nn.Module = vlm.model.model.visual
+
+    def prepare(self, images: list[Any]) -> list[Inputs]:
+        """Return the patches and the grid of each image."""
+        inputs = self._vlm.processor.image_processor(images=images, return_tensors="pt")
+        grids = inputs["image_grid_thw"]
+        patches = inputs["pixel_values"].split(grids.prod(dim=1).tolist())
+        return [{"pixel_values": own, "image_grid_thw": grid} for own, grid in zip(patches, grids, strict=True)]
+
+    def encode(self, inputs: Sequence[Inputs]) -> Tensor:
+        """Return the vectors (N, D), float32."""
+        device = self._vlm.device
+        patches = torch.cat([one["pixel_values"] for one in inputs]).to(device)
+        grids = torch.stack([one["image_grid_thw"] for one in inputs]).to(device)
+        return torch.stack([tokens.float().mean(0) for tokens in encode_images(self._vlm.model, patches, grids)])
+
+
+class ClipImageEncoder:
+    """The image side of a CLIP-class model, in its shared space."""
+
+    def __init__(self, model: Any, image_processor: Any):
+        self._model, self._processor = model, image_processor
+        self.module: nn.Module = model.vision_model
+
+    def prepare(self, images: list[Any]) -> list[Inputs]:
+        """Return the pixels of each image, and what else the processor gives."""
+        inputs = self._processor(images=images, return_tensors="pt")
+        return [{name: values[row] for name, values in inputs.items()} for row in range(len(images))]
+
+    def encode(self, inputs: Sequence[Inputs]) -> Tensor:
+        """Return the vectors (N, D)."""
+        stacked = {name: torch.stack([one[name] for one in inputs]).to(self._model.device) for name in inputs[0]}
+        vectors: Tensor = self._model.get_image_features(**stacked).pooler_output
+        return vectors
 
 
 @torch.no_grad()
@@ -33,18 +87,13 @@ def compute_features_vlm(
     equal texts are encoded once.
     """
 
-    def encode(images: list[Any]) -> Tensor:
-        inputs = vlm.processor.image_processor(images=images, return_tensors="pt").to(vlm.device)
-        merged = encode_images(vlm.model, inputs["pixel_values"], inputs["image_grid_thw"])
-        return torch.stack([tokens.float().mean(0) for tokens in merged])
-
     def embed(text: str) -> Vectors:
         ids = vlm.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
         return _numpy(vlm.embed_tokens(ids.to(vlm.device)).float().mean(0))
 
     return FeatureTable(
         tuple(example.id for example in examples),
-        _encode_images(examples, encode, folder, track),
+        image_features(VlmImageEncoder(vlm), examples, folder, track),
         _encode_texts([example.question for example in examples], lambda texts: [embed(text) for text in texts]),
         _encode_texts([f" {example.answer}" for example in examples], lambda texts: [embed(text) for text in texts]),
     )
@@ -63,6 +112,28 @@ def compute_features_clip(
     With `folder`, batches of images are kept there and not computed twice.
     Raises `LeverlabError` when the checkpoint cannot be loaded, lacks a tensor, or has no image and text features.
     """
+    model, image_processor, tokenizer = load_clip(source, device)
+    length = model.config.text_config.max_position_embeddings
+
+    def embed(texts: list[str]) -> Iterator[Vectors]:
+        for batch in _chunks(texts, IMAGES_PER_BATCH):
+            # full length: SigLIP was trained so, and for CLIP padding behind the end token changes nothing
+            options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+            yield from _numpy(model.get_text_features(**tokenizer(batch, **options).to(device)).pooler_output)
+
+    return FeatureTable(
+        tuple(example.id for example in examples),
+        image_features(ClipImageEncoder(model, image_processor), examples, folder, track),
+        _encode_texts([example.question for example in examples], embed),
+        _encode_texts([example.answer for example in examples], embed),
+    )
+
+
+def load_clip(source: str, device: str = "cpu") -> tuple[Any, Any, Any]:
+    """Return the frozen model, the image processor and the tokenizer of a CLIP-class model.
+
+    Raises `LeverlabError` when the checkpoint cannot be loaded, lacks a tensor, or has no image and text features.
+    """
     try:
         image_processor = AutoImageProcessor.from_pretrained(source, backend="pil")
         tokenizer = AutoTokenizer.from_pretrained(source)
@@ -78,53 +149,40 @@ def compute_features_clip(
         raise LeverlabError(f"the encoder '{source}' lacks the tensors {lost[:5]}; fetch it again")
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise LeverlabError(f"the encoder '{source}' is a {type(model).__name__}, which is no CLIP-class model")
-    model = model.to(device).eval()
-    length = model.config.text_config.max_position_embeddings
-
-    def encode(images: list[Any]) -> Tensor:
-        inputs = image_processor(images=images, return_tensors="pt").to(device)
-        vectors: Tensor = model.get_image_features(**inputs).pooler_output
-        return vectors
-
-    def embed(texts: list[str]) -> Iterator[Vectors]:
-        for batch in _chunks(texts, IMAGES_PER_BATCH):
-            # full length: SigLIP was trained so, and for CLIP padding behind the end token changes nothing
-            options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-            yield from _numpy(model.get_text_features(**tokenizer(batch, **options).to(device)).pooler_output)
-
-    return FeatureTable(
-        tuple(example.id for example in examples),
-        _encode_images(examples, encode, folder, track),
-        _encode_texts([example.question for example in examples], embed),
-        _encode_texts([example.answer for example in examples], embed),
-    )
+    return model.requires_grad_(False).to(device).eval(), image_processor, tokenizer
 
 
-def _encode_images(
-    examples: Sequence[Example], encode: Callable[[list[Any]], Tensor], folder: Path | None, track: Track
+@torch.no_grad()
+def image_features(
+    encoder: ImageEncoder, examples: Sequence[Example], folder: Path | None = None, track: Track = iter
 ) -> Vectors:
     """Return (N, D): distinct images in batches of one size, each encoded once, and kept in `folder` where there is
     one."""
     distinct = {example.image: example for example in examples}
-    by_size: dict[tuple[int, int], list[bytes]] = {}
-    for content, example in distinct.items():
-        by_size.setdefault(example.open_image().size, []).append(content)
-    batches = [
-        batch
-        for (width, height), contents in by_size.items()
-        for batch in _chunks(contents, max(1, min(IMAGES_PER_BATCH, PIXELS_PER_BATCH // (width * height))))
-    ]
+    batches = image_batches(examples)
     vectors: dict[bytes, Vectors] = {}
     for number, batch in enumerate(track(batches)):
         kept = folder / f"images-{number}.npy" if folder else None
         if kept and kept.exists():
             encoded = _load(kept, len(batch))
         else:
-            encoded = _numpy(encode([distinct[content].open_image() for content in batch]))
+            encoded = _numpy(encoder.encode(encoder.prepare([distinct[content].open_image() for content in batch])))
             if kept:
                 _save(kept, encoded)
         vectors.update(zip(batch, encoded, strict=True))
     return np.stack([vectors[example.image] for example in examples])
+
+
+def image_batches(examples: Sequence[Example]) -> list[list[bytes]]:
+    """Return the distinct images of `examples` in batches of one size that fit the memory."""
+    by_size: dict[tuple[int, int], list[bytes]] = {}
+    for content, example in {example.image: example for example in examples}.items():
+        by_size.setdefault(example.open_image().size, []).append(content)
+    return [
+        batch
+        for (width, height), contents in by_size.items()
+        for batch in _chunks(contents, max(1, min(IMAGES_PER_BATCH, PIXELS_PER_BATCH // (width * height))))
+    ]
 
 
 def _save(path: Path, vectors: Vectors) -> None:

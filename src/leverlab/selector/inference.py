@@ -18,32 +18,44 @@ from scipy.special import erf, expit
 
 from leverlab.errors import LeverlabError
 from leverlab.files import write_bytes, write_text
+from leverlab.selector.architecture import Architecture
 
 FORMAT = "leverlab-selector-inference-1"
 Array = NDArray[np.float64]
-# name → shape, in terms of the width W and the feature widths
-_SQUARE = ("gate", "key", "read")
+_Shapes = dict[str, tuple[int, ...]]
 
 
-def expected_shapes(widths: Sequence[int], width: int) -> dict[str, tuple[int, ...]]:
+def expected_shapes(widths: Sequence[int], architecture: Architecture) -> _Shapes:
     """Return the name and shape of every tensor of the inference format."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    width = architecture.width
+    shapes = _linear("gate", width, width) | {"norm.weight": (width,), "norm.bias": (width,)}
     for name, size in zip(("image", "question", "answer"), widths, strict=True):
-        shapes |= {f"{name}.weight": (width, size), f"{name}.bias": (width,)}
-    for name in _SQUARE:
-        shapes |= {f"{name}.weight": (width, width), f"{name}.bias": (width,)}
-    shapes |= {"norm.weight": (width,), "norm.bias": (width,)}
+        shapes |= _linear(name, width, size)
     for name, inputs in (("mix_query", 2 * width), ("mix_demo", 3 * width)):
         shapes |= {f"{name}.norm.weight": (inputs,), f"{name}.norm.bias": (inputs,)}
-        shapes |= {f"{name}.up.weight": (2 * width, inputs), f"{name}.up.bias": (2 * width,)}
-        shapes |= {f"{name}.down.weight": (width, 2 * width), f"{name}.down.bias": (width,)}
-    for side in ("input", "hidden"):
-        shapes |= {f"update.{side}.weight": (3 * width, width), f"update.{side}.bias": (3 * width,)}
-    return shapes
+        shapes |= _linear(f"{name}.up", 2 * width, inputs) | _linear(f"{name}.down", width, 2 * width)
+    match architecture.state:
+        case "gru":
+            shapes |= _linear("update.input", 3 * width, width) | _linear("update.hidden", 3 * width, width)
+        case "gated":
+            shapes |= _linear("update.gate", width, 2 * width) | _linear("update.new", width, width)
+    match architecture.head:
+        case "dot":
+            shapes |= _linear("key", width, width) | _linear("read", width, width)
+        case "bilinear":
+            shapes |= {"key.weight": (width, width)}
+        case "additive":
+            shapes |= {"key.weight": (width, width), "read.weight": (width, width), "score.energy.weight": (1, width)}
+    shapes |= {"mmr.weight": (1,)} if architecture.mmr else {}
+    return shapes | ({"stop": (width,)} if architecture.stop else {})
+
+
+def _linear(name: str, outputs: int, inputs: int) -> _Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
 
 def save_inference(folder: Path, tensors: dict[str, NDArray[np.float32]], config: dict[str, Any]) -> None:
-    """Write `selector.safetensors` and `config.json` to `folder`. `config` holds at least `widths` and `width`."""
+    """Write `selector.safetensors` and `config.json` to `folder`. `config` holds at least `widths` and architecture."""
     write_bytes(folder / "selector.safetensors", save(tensors, metadata={"format": FORMAT}))
     write_text(folder / "config.json", json.dumps({"format": FORMAT, **config}, indent=2, sort_keys=True) + "\n")
 
@@ -53,11 +65,10 @@ def _is_sound(tensor: NDArray[Any]) -> bool:
 
 
 class InferenceSelector:
-    """Picks demos with the tensors of the inference format."""
+    """Picks demos with the tensors of the inference format; `leverlab.selector.parts` has the formulas."""
 
     def __init__(self, tensors: dict[str, NDArray[np.float32]], config: dict[str, Any]):
-        self.config = config
-        self.width = int(config["width"])
+        self.config, self.architecture = config, Architecture.read(config)
         self._t: dict[str, Array] = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
 
     @classmethod
@@ -74,23 +85,25 @@ class InferenceSelector:
                 raise LeverlabError(
                     f"{folder} holds the format {config['format']!r}, not {FORMAT}; run dvc repro convert"
                 )
-            if not all(type(size) is int for size in [*config["widths"], config["width"]]):
-                raise ValueError("widths and width must be whole numbers")
-            shapes = expected_shapes(config["widths"], config["width"])
+            if not all(type(size) is int for size in config["widths"]):
+                raise ValueError("widths must be whole numbers")
+            architecture = Architecture.read(config)
+            shapes = expected_shapes(config["widths"], architecture)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LeverlabError(f"the selector in {folder} cannot be read ({error!r}); run dvc repro convert") from None
         found = {name: tensor.shape for name, tensor in tensors.items()}
         if found != shapes:
             wrong = sorted({name for name, _ in set(found.items()) ^ set(shapes.items())})
             raise LeverlabError(
-                f"{path} has missing, unexpected or misshapen tensors: {wrong[:4]}; run dvc repro convert"
+                f"{path} has missing, unexpected or misshapen tensors for {architecture}: {wrong[:4]}; run dvc repro "
+                "convert"
             )
         if bad := sorted(name for name, tensor in tensors.items() if not _is_sound(tensor)):
             raise LeverlabError(f"{path}: {bad[:4]} hold values that are not finite float32; run dvc repro convert")
         return cls(tensors, config)
 
     def pick(self, query: Sequence[NDArray[Any]], demos: Sequence[NDArray[Any]], shots: int) -> NDArray[np.int64]:
-        """Return the greedy picks (N, shots), positions among the candidates.
+        """Return the greedy picks (N, shots), positions among the candidates; K from where a list has ended.
 
         `query` holds image and question features (N, D), `demos` image, question and answer features (N, K, D).
         """
@@ -101,23 +114,76 @@ class InferenceSelector:
         state_NW = state_NW + self._mix("mix_query", np.concatenate([v_NW, q_NW], axis=-1))
         parts = [self._linear(name, part) for name, part in zip(("image", "question", "answer"), demos, strict=True)]
         demo_NKW = parts[0] + parts[1] + parts[2] + self._mix("mix_demo", np.concatenate(parts, axis=-1))
-        key_NKW = self._linear("key", demo_NKW)
+        if self.architecture.stop:
+            stop_N1W = np.broadcast_to(self._t["stop"], (len(demo_NKW), 1, self.architecture.width))
+            demo_NKW = np.concatenate([demo_NKW, stop_N1W], axis=1)
+        key_NKW = self._keys(demo_NKW)
         rows = np.arange(len(state_NW))
-        picked_NK = np.zeros(key_NKW.shape[:2], dtype=bool)
-        picks = []
+        barred_NK = np.zeros(key_NKW.shape[:2], dtype=bool)
+        barred_NK[:, demos[0].shape[1] :] = True  # a list may not end before its first demo
+        picks: list[NDArray[np.int64]] = []
         for _ in range(shots):
-            read_NW = self._linear("read", self._norm("norm", state_NW))
-            logits_NK = np.einsum("nw,nkw->nk", read_NW, key_NKW)
-            logits_NK[picked_NK] = -np.inf
+            logits_NK = self._scores(self._norm("norm", state_NW), key_NKW)
+            if self.architecture.mmr and picks:
+                logits_NK -= self._penalty(demo_NKW, np.stack(picks, axis=1))
+            logits_NK[barred_NK] = -np.inf
             pick_N = logits_NK.argmax(axis=1)
             picks.append(pick_N)
-            picked_NK[rows, pick_N] = True
+            barred_NK[rows, pick_N] = True
+            if self.architecture.stop:
+                barred_NK[pick_N == demos[0].shape[1]] = True
+                barred_NK[:, -1] = False
             state_NW = self._update(demo_NKW[rows, pick_N], state_NW)
         return np.stack(picks, axis=1)
 
-    def _linear(self, name: str, values: NDArray[Any]) -> Array:
-        result: Array = values.astype(np.float64) @ self._t[f"{name}.weight"].T + self._t[f"{name}.bias"]
+    def _keys(self, demo_NKW: Array) -> Array:
+        return self._linear("key", demo_NKW) if self.architecture.head == "dot" else self._product("key", demo_NKW)
+
+    def _scores(self, normed_NW: Array, key_NKW: Array) -> Array:
+        """Return the logits (N, K) of the head."""
+        match self.architecture.head:
+            case "additive":
+                hidden_NKW = np.tanh(self._product("read", normed_NW)[:, None] + key_NKW)
+                return self._product("score.energy", hidden_NKW)[..., 0]
+            case "dot":
+                read_NW = self._linear("read", normed_NW)
+            case "bilinear":
+                read_NW = normed_NW
+        logits_NK: Array = np.einsum("nw,nkw->nk", read_NW, key_NKW) / np.sqrt(self.architecture.width)
+        return logits_NK
+
+    def _penalty(self, demo_NKW: Array, picks_NT: NDArray[np.int64]) -> Array:
+        """Return what the logits (N, K) fall by for their similarity to the demos picked so far."""
+        unit_NKW = demo_NKW / np.maximum(np.linalg.norm(demo_NKW, axis=-1, keepdims=True), 1e-12)
+        chosen_NTW = np.take_along_axis(unit_NKW, picks_NT[..., None], axis=1)
+        nearest_NK = np.einsum("nkw,ntw->nkt", unit_NKW, chosen_NTW).max(axis=-1)
+        penalty_NK: Array = np.logaddexp(0, self._t["mmr.weight"]) * nearest_NK
+        return penalty_NK
+
+    def _update(self, demo_NW: Array, state_NW: Array) -> Array:
+        """Return the states after the picks `demo_NW`."""
+        match self.architecture.state:
+            case "gru":
+                return self._gru(demo_NW, state_NW)
+            case "gated":
+                keep_NW = expit(self._linear("update.gate", np.concatenate([state_NW, demo_NW], axis=-1)))
+                state_NW = keep_NW * state_NW + (1 - keep_NW) * np.tanh(self._linear("update.new", demo_NW))
+        return state_NW
+
+    def _gru(self, inputs: Array, state: Array) -> Array:
+        """Return the state of a GRU cell after `inputs` (Cho et al. 2014, arXiv 1406.1078, as torch computes it)."""
+        reset_i, update_i, new_i = np.split(self._linear("update.input", inputs), 3, axis=-1)
+        reset_h, update_h, new_h = np.split(self._linear("update.hidden", state), 3, axis=-1)
+        update = expit(update_i + update_h)
+        new = np.tanh(new_i + expit(reset_i + reset_h) * new_h)
+        return (1 - update) * new + update * state
+
+    def _product(self, name: str, values: NDArray[Any]) -> Array:
+        result: Array = values.astype(np.float64) @ self._t[f"{name}.weight"].T
         return result
+
+    def _linear(self, name: str, values: NDArray[Any]) -> Array:
+        return self._product(name, values) + self._t[f"{name}.bias"]
 
     def _norm(self, name: str, values: Array) -> Array:
         centred = values - values.mean(axis=-1, keepdims=True)
@@ -128,11 +194,3 @@ class InferenceSelector:
     def _mix(self, name: str, values: Array) -> Array:
         up = self._linear(f"{name}.up", self._norm(f"{name}.norm", values))
         return self._linear(f"{name}.down", up * 0.5 * (1 + erf(up / np.sqrt(2))))
-
-    def _update(self, inputs: Array, state: Array) -> Array:
-        """Return the state of a GRU cell after `inputs` (Cho et al. 2014, arXiv 1406.1078, as torch computes it)."""
-        reset_i, update_i, new_i = np.split(self._linear("update.input", inputs), 3, axis=-1)
-        reset_h, update_h, new_h = np.split(self._linear("update.hidden", state), 3, axis=-1)
-        update = expit(update_i + update_h)
-        new = np.tanh(new_i + expit(reset_i + reset_h) * new_h)
-        return (1 - update) * new + update * state

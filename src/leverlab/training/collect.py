@@ -10,7 +10,8 @@ from leverlab.evaluation.vqa_metric import vqa_accuracy
 from leverlab.records import Example
 from leverlab.selector.batches import QueryBatch
 from leverlab.training.groups import Group
-from leverlab.vlm.scoring import DemoList, Scorer
+from leverlab.vlm.scoring import Scorer
+from leverlab.vlm.tries import DemoList
 
 Beams = list[tuple[DemoList, list[float]]]
 
@@ -50,8 +51,10 @@ def retrieval_lists(batch: QueryBatch, types: Mapping[str, str], shots: int) -> 
     }
 
 
-def build_group(scorer: Scorer, question: Example, lists: Sequence[DemoList], sources: Sequence[str]) -> Group:
-    """Return the group of `lists`: every prefix scored under every reward term.
+def build_group(
+    scorer: Scorer, batch: QueryBatch, question: Example, lists: Sequence[DemoList], sources: Sequence[str]
+) -> Group:
+    """Return the group of `lists`: every prefix scored under every reward term. `batch` is that of the question alone.
 
     `beam_score` is the summed InfoScore of a prefix, P(answer | prefix) - P(answer | no demo).
     """
@@ -64,6 +67,7 @@ def build_group(scorer: Scorer, question: Example, lists: Sequence[DemoList], so
         "correct": scores.correct_NM[:, 1:].astype(np.float64),
         "vqa_accuracy": vqa_GM[:, 1:],
         "answer_prob": probability_GM[:, 1:],
+        "relevance": batch.relevance(batch.positions([lists], len(lists[0])))[0],
     }
     return Group(question.id, tuple(lists), tuple(sources), terms)
 

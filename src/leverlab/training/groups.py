@@ -1,7 +1,7 @@
 """The files of the rl-data stage: beams to imitate, and groups of scored trajectories."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from leverlab.errors import LeverlabError
 from leverlab.records import read_table, write_table
 
-TERMS = ("beam_score", "correct", "vqa_accuracy", "answer_prob")
+TERMS = ("beam_score", "correct", "vqa_accuracy", "answer_prob", "relevance")
 _ROUNDING = 1e-5  # probabilities are exponents of float32 sums
 _FLOATS = pa.list_(pa.float32())
 BEAM_SCHEMA = pa.schema(
@@ -37,6 +37,17 @@ class Group:
     sources: tuple[str, ...]
     terms: Mapping[str, NDArray[np.float64]]
 
+    def stopped(self) -> "Group":
+        """Return the group with every list up to the first demo after which P(answer) is highest.
+
+        Behind its end a list goes on to be answered as at its end, so the terms stay what they are there.
+        """
+        last_G = self.terms["answer_prob"].argmax(axis=1)
+        lists = tuple(demos[: last + 1] for demos, last in zip(self.lists, last_G.tolist(), strict=True))
+        steps_GT = np.minimum(np.arange(self.terms["answer_prob"].shape[1]), last_G[:, None])
+        terms = {name: np.take_along_axis(values, steps_GT, axis=1) for name, values in self.terms.items()}
+        return replace(self, lists=lists, terms=terms)
+
 
 def write_beams(path: Path, beams: Mapping[str, Sequence[tuple[tuple[str, ...], Sequence[float]]]]) -> None:
     """Write query id → beams, best first: the demos and P(answer) after every prefix."""
@@ -48,8 +59,11 @@ def write_beams(path: Path, beams: Mapping[str, Sequence[tuple[tuple[str, ...], 
     write_table(path, rows, BEAM_SCHEMA)
 
 
-def read_beams(path: Path, shots: int) -> dict[str, list[tuple[str, ...]]]:
-    """Return query id → demo lists, best first. Raises `LeverlabError` for lists that do not have `shots` demos."""
+def read_beams(path: Path, shots: int, stop: bool = False) -> dict[str, list[tuple[str, ...]]]:
+    """Return query id → demo lists, best first; with `stop` up to the first demo after which P(answer) is highest.
+
+    Raises `LeverlabError` for lists that do not have `shots` demos, or with `stop` as many finite probabilities.
+    """
     beams: dict[str, list[tuple[str, ...]]] = {}
     for index, row in enumerate(read_table(path, BEAM_SCHEMA).to_pylist()):
         ranked = beams.setdefault(row["query_id"], [])
@@ -57,7 +71,10 @@ def read_beams(path: Path, shots: int) -> dict[str, list[tuple[str, ...]]]:
             raise LeverlabError(
                 f"{path} row {index}: expected rank {len(ranked)} with {shots} demos, all different, found {row}"
             )
-        ranked.append(tuple(row["demos"]))
+        scores = np.asarray(row["beam_score"] or [], np.float64)
+        if stop and (scores.shape != (shots,) or not np.isfinite(scores).all()):
+            raise LeverlabError(f"{path} row {index}: 'beam_score' must hold {shots} numbers, not {row['beam_score']}")
+        ranked.append(tuple(row["demos"][: int(scores.argmax()) + 1 if stop else shots]))
     return beams
 
 

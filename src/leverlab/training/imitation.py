@@ -25,14 +25,15 @@ def imitation_losses(
     data: QueryData,
     lists: Mapping[str, Lists],
     weights: Callable[[Sequence[str], int], Tensor],
+    picks: int,
     batch: int,
     seed: int,
 ) -> Callable[[int, Sequence[Row]], Iterator[Callable[[], Loss]]]:
     """Return the losses of an epoch: cross-entropy of every query's `lists`, weighted.
 
     `weights(query_ids, epoch)` gives the weights (B, G) of the lists of a batch's queries; they sum to 1 for each
-    query. The selector is in training mode (dropout on). Raises `LeverlabError` when queries have different numbers of
-    lists.
+    query. Lists have `picks` demos, or end with STOP before. The selector is in training mode (dropout on). Raises
+    `LeverlabError` when queries have different numbers of lists.
     """
     queries = sorted(lists)
     if len({len(lists[query]) for query in queries}) != 1:
@@ -46,7 +47,7 @@ def imitation_losses(
     def batch_loss(query_ids: Sequence[str], epoch: int) -> Loss:
         selector.train()
         inputs = data.batch(query_ids)
-        picks_BGT = inputs.positions([lists[query] for query in query_ids])
+        picks_BGT = inputs.positions([lists[query] for query in query_ids], picks)
         logp_BG = selector.list_logp(selector.encode(inputs.query, inputs.demos), picks_BGT).sum(-1)
         return sequence_cross_entropy(logp_BG, weights(query_ids, epoch).to(logp_BG.dtype))
 

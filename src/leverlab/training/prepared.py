@@ -13,15 +13,34 @@ from leverlab.vlm.model import load_vlm
 from leverlab.vlm.scoring import Scorer
 from leverlab.vlm.turns import TurnTable
 
+FEATURES = "features.parquet"
+
+
+def features_of(folder: Path) -> Path | None:
+    """Return the features that go with the selectors in `folder`, or None for those of the prepare stage.
+
+    `folder` is that of an SFT run or of a converted selector; it holds features when the run trained the encoder.
+    """
+    path = folder / FEATURES
+    return path if path.exists() else None
+
 
 class Prepared:
-    """The prepared data in `folder`: `pool`, the asked `splits`, and their features and candidates as `queries`."""
+    """The prepared data in `folder`: `pool`, the asked `splits`, and their features and candidates as `queries`.
 
-    def __init__(self, folder: Path, splits: Sequence[str]):
+    `features` may name a file of other features.
+    """
+
+    def __init__(self, folder: Path, splits: Sequence[str], features: Path | None = None):
         self.pool = read_examples(folder / "pool.parquet")
         self.splits = {split: read_examples(folder / f"{split}.parquet") for split in splits}
-        candidates = read_candidates(folder / "candidates.parquet", [demo.id for demo in self.pool])
-        self.queries = QueryData(read_features(folder / "features.parquet"), candidates)
+        self._candidates = read_candidates(folder / "candidates.parquet", [demo.id for demo in self.pool])
+        self._features = folder / FEATURES
+        self.queries = self.queries_with(features)
+
+    def queries_with(self, features: Path | None) -> QueryData:
+        """Return the features in the file `features`, those of the prepare stage for None, with the candidates."""
+        return QueryData(read_features(features or self._features), self._candidates)
 
     def question_types(self) -> dict[str, str]:
         """Return id → question type of all demos and questions."""

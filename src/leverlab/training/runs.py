@@ -33,12 +33,14 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def choose_epoch(rows: pd.DataFrame, strategy: str, max_kl: float = float("inf")) -> int:
-    """Return the epoch that `strategy` chooses; the earliest among equals.
+    """Return the epoch that `strategy` chooses among those that the guard found sound; the earliest among equals.
 
     'val_accuracy' takes the highest validation accuracy, 'val_loss' the lowest validation loss, 'kl' the highest
     accuracy among epochs whose divergence from the reference is at most `max_kl` nats per pick (an epoch without one
     counts as 0), 'last' the last. Raises `LeverlabError` when no epoch qualifies.
     """
+    if "sound" in rows:
+        rows = rows[rows["sound"]]
     if strategy == "last":
         return int(rows["epoch"].iloc[-1])
     if strategy == "val_loss":

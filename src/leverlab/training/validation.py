@@ -1,6 +1,7 @@
 """What a checkpoint is worth on the validation questions."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from leverlab.selector.batches import QueryData
 from leverlab.selector.decoding import greedy
 from leverlab.selector.network import Selector
 from leverlab.vlm.scoring import Scorer
+from leverlab.vlm.tries import DemoList
 
 
 class Validator:
@@ -35,15 +37,17 @@ class Validator:
         `val_accuracy` is the VQA accuracy averaged over shot counts, `val_accuracy_k` the one at k shots, `val_loss`
         the mean negative log-probability of the reference answers, `entropy` the policy's mean entropy per pick and
         `kl` its exact divergence from `reference` per pick, both along the greedy lists and in nats, `distinct_demos`
-        how many different demos were picked.
+        how many different demos were picked, `distinct_share` that over the number which as many random picks of the
+        offered demos would show, in expectation, `identical` the share of the questions that get the most frequent
+        list, `list_length` how many demos a list has.
         """
         selector.eval()
-        accuracy, loss, entropy, kl, picked = [], [], [], [], set[str]()
+        accuracy, loss, entropy, kl, picked = [], [], [], [], Counter[DemoList]()
         for batch in self._batches:
             encoded = selector.encode(batch.query, batch.demos)
             picks_B1T = greedy(selector, encoded, self._shots)[:, None]
             lists = [group[0] for group in batch.ids(picks_B1T)]
-            picked.update(demo for demos in lists for demo in demos)
+            picked.update(lists)
             scores = self._scorer.score(batch.query_ids, lists, range(1, self._shots + 1), texts=True)
             accuracy += [
                 [vqa_accuracy(text, question.answers) for text in texts]
@@ -59,4 +63,10 @@ class Validator:
         row: dict[str, Any] = {"val_accuracy": float(accuracy_M.mean())}
         row |= {f"val_accuracy_{shots}": float(value) for shots, value in enumerate(accuracy_M, start=1)}
         row |= {"val_loss": float(np.mean(np.concatenate(loss))), "entropy": float(np.mean(entropy))}
-        return row | {"kl": float(np.mean(kl)) if kl else math.nan, "distinct_demos": float(len(picked))}
+        distinct = {demo for demos in picked for demo in demos}
+        row |= {"kl": float(np.mean(kl)) if kl else math.nan, "distinct_demos": float(len(distinct))}
+        picks = sum(len(demos) * times for demos, times in picked.items())
+        offered = len({demo for batch in self._batches for candidates in batch.candidate_ids for demo in candidates})
+        at_random = offered * (1 - (1 - 1 / offered) ** picks)
+        row |= {"distinct_share": len(distinct) / at_random, "list_length": picks / picked.total()}
+        return row | {"identical": max(picked.values()) / picked.total()}

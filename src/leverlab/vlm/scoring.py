@@ -1,10 +1,10 @@
 """The scoring engine: how probable is the right answer after these demos, for very many lists of demos.
 
-What makes it fast: every image is encoded once (`TurnTable`); all prefixes of a list are scored in one row by a
-tree-shaped attention mask; beam search keeps the keys and values of a prefix and runs only a candidate and the question
-behind it; answers that are not the reference are decoded onward from where they leave it, as in speculative decoding
-(Leviathan et al. 2023, arXiv 2211.17192) with the reference as the draft. A plain forward gives the same
-log-probabilities (tested).
+What makes it fast: every image is encoded once (`TurnTable`); all prefixes of the lists of a question are scored in few
+rows by a tree-shaped attention mask, and what lists have in common is computed once (`tries`); beam search keeps the
+keys and values of a prefix and runs only a candidate and the question behind it; answers that are not the reference are
+decoded onward from where they leave it, as in speculative decoding (Leviathan et al. 2023, arXiv 2211.17192) with the
+reference as the draft. A plain forward gives the same log-probabilities (tested).
 
 Batches are formed from the request alone, never from what a cache lacks, because a batched forward is not bit-invariant
 to what else is in the batch: so warm, cold and resumed runs give the same bytes.
@@ -12,7 +12,7 @@ to what else is in the batch: so warm, cold and resumed runs give the same bytes
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +24,10 @@ from torch import Tensor
 from leverlab.errors import LeverlabError
 from leverlab.vlm.cache import ScoreCache
 from leverlab.vlm.decoder import Decoder, KeyValues, select_rows
-from leverlab.vlm.turns import PADDING, Rows, TurnTable
+from leverlab.vlm.tries import DemoList, Trie, plant
+from leverlab.vlm.turns import HEAD, NO_TURN, PADDING, Ints, Rows, TurnTable
 
-DemoList = tuple[str, ...]
-ENGINE_VERSION = 1  # part of every cache key: raise it when the arithmetic of scoring changes
+ENGINE_VERSION = 2  # part of every cache key: raise it when the arithmetic of scoring changes
 
 
 @dataclass(frozen=True)
@@ -66,46 +66,51 @@ class Scorer:
     ) -> ListScores:
         """Return the scores of `lists[n]` before question `questions[n]` at each shot count of `shots` (0 = no demo).
 
-        All lists must have the same length, at least max(shots). With `texts` the greedy answers are decoded too.
+        A list shorter than a shot count is asked whole. With `texts` the greedy answers are decoded too.
         Raises `LeverlabError` for an unknown id and for a score that is not finite.
         """
-        if len({len(demos) for demos in lists}) > 1 or (lists and len(lists[0]) < max(shots)):
-            raise LeverlabError(f"lists to score must have one length, at least {max(shots)} demos")
-        parts = [
-            self._score_chunk(questions[a:b], lists[a:b], shots, texts)
-            for a, b in self._chunks(questions, lists, len(shots))
-        ]
+        tries, leaf_NM = plant(
+            questions,
+            lists,
+            shots,
+            lambda question: self.table.length(self.table.question(question)),
+            lambda demo: self.table.length(self.table.demo(demo)),
+        )
+        parts = [self._score_chunk(tries[a:b], texts) for a, b in self._chunks(tries)]
+        if not parts:
+            return ListScores(
+                np.zeros(leaf_NM.shape, np.float32), np.zeros(leaf_NM.shape, np.bool_), [] if texts else None
+            )
+        text_F = [text for part in parts for text in part.text_F or []]
         return ListScores(
-            np.concatenate([part.answer_prob_NM for part in parts]) if parts else np.zeros((0, len(shots)), np.float32),
-            np.concatenate([part.correct_NM for part in parts]) if parts else np.zeros((0, len(shots)), np.bool_),
-            [row for part in parts for row in part.text_NM or []] if texts else None,
+            np.concatenate([part.answer_prob_F for part in parts])[leaf_NM],
+            np.concatenate([part.correct_F for part in parts])[leaf_NM],
+            [[text_F[leaf] for leaf in leaves] for leaves in leaf_NM.tolist()] if texts else None,
         )
 
-    def _chunks(self, questions: Sequence[str], lists: Sequence[DemoList], leaves: int) -> Iterator[tuple[int, int]]:
+    def _chunks(self, tries: Sequence[Trie]) -> Iterator[tuple[int, int]]:
         """Yield the bounds of consecutive rows that fit `batch_tokens`."""
         start, widest = 0, 0
-        for index, (question, demos) in enumerate(zip(questions, lists, strict=True)):
-            question_length = self.table.length(self.table.question(question))
-            width = self._head_length + sum(self.table.length(self.table.demo(demo)) for demo in demos)
-            width += leaves * question_length
+        for index, trie in enumerate(tries):
+            width = self._head_length + trie.tokens
             if index > start and max(widest, width) * (index + 1 - start) > self.batch_tokens:
                 yield start, index
                 start, widest = index, 0
             widest = max(widest, width)
-        if questions:
-            yield start, len(questions)
+        if tries:
+            yield start, len(tries)
 
-    def _score_chunk(
-        self, questions: Sequence[str], lists: Sequence[DemoList], shots: Sequence[int], texts: bool
-    ) -> ListScores:
-        key = self._key(f"score {list(shots)} {texts and self.max_new_tokens}", zip(questions, lists, strict=True))
+    def _score_chunk(self, tries: Sequence[Trie], texts: bool) -> "_LeafScores":
+        kind = f"score {texts and self.max_new_tokens} {[(trie.parents, trie.leaves) for trie in tries]}"
+        key = self._key(kind, [(trie.question, trie.demos) for trie in tries])
         found = self.cache.get(key) if self.cache else None
+        count = sum(len(trie.leaves) for trie in tries)
         if found is not None:
-            return _unpack(found, len(lists), len(shots))
-        scores = self._score_rows(questions, lists, shots, texts)
-        self.computed += len(lists) * len(shots)
+            return _LeafScores.unpack(found, count)
+        scores = self._score_rows(tries, texts)
+        self.computed += count
         if self.cache:
-            self.cache.put(key, _packed(scores))
+            self.cache.put(key, scores.packed())
         return scores
 
     def _key(self, kind: str, prompts: Iterable[tuple[str, Sequence[str]]]) -> bytes:
@@ -117,21 +122,30 @@ class Scorer:
         return sha.digest()
 
     @torch.no_grad()
-    def _score_rows(
-        self, questions: Sequence[str], lists: Sequence[DemoList], shots: Sequence[int], texts: bool
-    ) -> ListScores:
-        demos_RL = np.array([[self.table.demo(demo) for demo in demos] for demos in lists], np.int64)
-        demos_RL = demos_RL.reshape(len(lists), -1)
-        leaves_RM = np.array([[self.table.question(question)] * len(shots) for question in questions], np.int64)
-        rows = self.table.pack(demos_RL, leaves_RM, list(shots))
-        logp, correct, spans, known = self._read_answers(rows, questions, len(shots))
-        self._check_finite(logp, questions, lists)
+    def _score_rows(self, tries: Sequence[Trie], texts: bool) -> "_LeafScores":
+        demos, leaves = max(len(trie.demos) for trie in tries), max(len(trie.leaves) for trie in tries)
+        turns_RS, parents_RS = np.full((2, len(tries), 1 + demos + leaves), NO_TURN, np.int64)
+        turns_RS[:, 0] = HEAD
+        for row, trie in enumerate(tries):
+            own, asked = slice(1, 1 + len(trie.demos)), slice(1 + demos, 1 + demos + len(trie.leaves))
+            turns_RS[row, own] = [self.table.demo(demo) for demo in trie.demos]
+            turns_RS[row, asked] = self.table.question(trie.question)
+            parents_RS[row, own], parents_RS[row, asked] = np.add(trie.parents, 1), np.add(trie.leaves, 1)
+        questions = [trie.question for trie in tries]
+        rows = self.table.pack(turns_RS, parents_RS)
+        real_RM = turns_RS[:, 1 + demos :] != NO_TURN
+        logp, correct, spans, known = self._read_answers(rows, questions, real_RM)
+        self._check_finite(logp, questions, lambda row, leaf: tries[row].path(leaf))
         decoded = None
         if texts:
-            decoded = [[self._text(self.table.answer_ids[question])] * len(shots) for question in questions]
+            decoded = [[self._text(self.table.answer_ids[trie.question])] * len(trie.leaves) for trie in tries]
             if not bool(correct.all()):
                 self._decode_onward(rows, known, questions, correct, spans, decoded)
-        return ListScores(logp.exp().float().cpu().numpy(), correct.cpu().numpy(), decoded)
+        return _LeafScores(
+            logp.exp().float().cpu().numpy()[real_RM],
+            correct.cpu().numpy()[real_RM],
+            None if decoded is None else [text for row in decoded for text in row],
+        )
 
     def extend(self, question: str, prefixes: Sequence[DemoList], candidates: Sequence[str]) -> NDArray[np.float32]:
         """Return P(answer | prefix + candidate) for every prefix (B of them, one length) and candidate (K), shape (B,
@@ -155,14 +169,10 @@ class Scorer:
 
     @torch.no_grad()
     def _extend(self, question: str, prefixes: Sequence[DemoList], candidates: Sequence[str]) -> NDArray[np.float32]:
-        head_B1 = np.zeros((len(prefixes), 1), np.int64)
-        demos_BL = np.array([[self.table.demo(demo) for demo in prefix] for prefix in prefixes], np.int64)
-        demos_BL = np.concatenate([head_B1, demos_BL.reshape(len(prefixes), -1)], axis=1)
+        turns_BS = np.array([[HEAD, *map(self.table.demo, prefix)] for prefix in prefixes], np.int64)
         past: tuple[KeyValues, Rows] | None = None
-        if any(self.table.length(int(turn)) for turn in demos_BL.ravel()):
-            before = self.table.pack(
-                demos_BL, np.zeros((len(prefixes), 0), np.int64), [], np.zeros(len(prefixes), np.int64)
-            )
+        if any(self.table.length(int(turn)) for turn in turns_BS.ravel()):
+            before = self.table.pack(turns_BS, _each_behind_the_last(turns_BS))
             past = (self._forward(before, None)[1], before)
         scores_BK = np.full((len(prefixes), len(candidates)), np.nan, np.float32)
         todo = [(b, k) for b, prefix in enumerate(prefixes) for k, demo in enumerate(candidates) if demo not in prefix]
@@ -173,11 +183,13 @@ class Scorer:
         step = max(1, self.batch_tokens // width)
         for start in range(0, len(todo), step):
             row_b, row_k = (np.array(part) for part in zip(*todo[start : start + step], strict=True))
-            offset_R = past[1].extent_R[row_b] if past else np.zeros(len(row_b), np.int64)
-            rows = self.table.pack(turns_K[row_k, None], np.full((len(row_b), 1), leaf, np.int64), [1], offset_R)
-            logp, _, _, _ = self._read_answers(rows, [question] * len(row_b), 1, past, row_b)
+            turns_R2 = np.stack([turns_K[row_k], np.full(len(row_k), leaf)], axis=1)
+            offset_R = past[1].ends_RS[row_b, -1] if past else None
+            rows = self.table.pack(turns_R2, _each_behind_the_last(turns_R2), offset_R)
+            asked, real_R1 = [question] * len(row_b), np.ones((len(row_b), 1), bool)
+            logp, _, _, _ = self._read_answers(rows, asked, real_R1, past, row_b)
             lists = [(*prefixes[b], candidates[k]) for b, k in zip(row_b, row_k, strict=True)]
-            self._check_finite(logp, [question] * len(row_b), lists)
+            self._check_finite(logp, asked, lambda row, _, lists=lists: lists[row])  # type: ignore[misc]
             scores_BK[row_b, row_k] = logp[:, 0].exp().float().cpu().numpy()
         return scores_BK
 
@@ -202,35 +214,37 @@ class Scorer:
         self,
         rows: Rows,
         questions: Sequence[str],
-        leaves: int,
+        real_RM: NDArray[np.bool_],
         past: tuple[KeyValues, Rows] | None = None,
         past_rows: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, Tensor, "_Spans", KeyValues]:
-        """Run the rows and read their last `leaves` turns.
+        """Run the rows and read their last M turns, the leaves; those that are not real are right with probability 1.
 
         Returns the mean answer log-probabilities (R, M), exact greedy matches (R, M), where the answers stand with what
         was predicted there, and the keys and values.
         """
-        spans = _Spans.of(self.table, questions, rows.starts_RS[:, -leaves:], self._device)
+        spans = _Spans.of(self.table, questions, rows.starts_RS[:, -real_RM.shape[1] :], real_RM, self._device)
         hidden, known = self._forward(rows, spans.columns_RMA.flatten(1), past, past_rows)
         logits_RMAV = self._decoder.logits(hidden).view(*spans.columns_RMA.shape, -1)
         predicted_RMA = logits_RMAV.argmax(-1)
         logp_RMA = torch.log_softmax(logits_RMAV, dim=-1).gather(-1, spans.targets_RMA[..., None])[..., 0]
         answer_RMA = spans.valid_RMA.clone()
         answer_RMA.scatter_(2, spans.last_RM[:, :, None], False)  # the end token decides `correct`, not the probability
-        logp_RM = logp_RMA.masked_fill(~answer_RMA, 0).sum(-1) / answer_RMA.sum(-1)
+        logp_RM = logp_RMA.masked_fill(~answer_RMA, 0).sum(-1) / answer_RMA.sum(-1).clamp_min(1)
         # any of the model's end tokens ends an answer, also where the template would have another one
         last_RMA = torch.zeros_like(spans.valid_RMA).scatter_(2, spans.last_RM[:, :, None], True)
         ended_RMA = last_RMA & torch.isin(predicted_RMA, self._stops(questions))
         correct_RM = ((predicted_RMA == spans.targets_RMA) | ended_RMA | ~spans.valid_RMA).all(-1)
         return logp_RM, correct_RM, replace(spans, predicted_RMA=predicted_RMA), known
 
-    def _check_finite(self, logp_RM: Tensor, questions: Sequence[str], lists: Sequence[DemoList]) -> None:
+    def _check_finite(
+        self, logp_RM: Tensor, questions: Sequence[str], demos: Callable[[int, int], Sequence[str]]
+    ) -> None:
         if not bool(torch.isfinite(logp_RM).all()):
-            row = int(torch.nonzero(~torch.isfinite(logp_RM))[0, 0])
+            row, leaf = torch.nonzero(~torch.isfinite(logp_RM))[0].tolist()
             raise LeverlabError(
                 f"the VLM gave a score that is not a number for question '{questions[row]}' after demos "
-                f"{list(lists[row])}; its weights may be damaged, or float16 overflowed: check vlm.source and "
+                f"{list(demos(row, leaf))}; its weights may be damaged, or float16 overflowed: check vlm.source and "
                 "vlm.dtype"
             )
 
@@ -281,20 +295,33 @@ class Scorer:
         )
 
 
-def _packed(scores: ListScores) -> bytes:
-    """Return `scores` as bytes: the probabilities, the matches, then the texts as JSON when there are any."""
-    arrays = scores.answer_prob_NM.astype(np.float32).tobytes() + scores.correct_NM.astype(np.uint8).tobytes()
-    return arrays + (b"" if scores.text_NM is None else json.dumps(scores.text_NM).encode())
+def _each_behind_the_last(turns_RS: Ints) -> Ints:
+    """Return the parents of turns that follow each other in every row."""
+    return np.broadcast_to(np.arange(turns_RS.shape[1]) - 1, turns_RS.shape)
 
 
-def _unpack(data: bytes, lists: int, shots: int) -> ListScores:
-    count = lists * shots
-    texts = data[5 * count :]
-    return ListScores(
-        np.frombuffer(data[: 4 * count], np.float32).reshape(lists, shots).copy(),
-        np.frombuffer(data[4 * count : 5 * count], np.uint8).reshape(lists, shots).astype(np.bool_),
-        json.loads(texts) if texts else None,
-    )
+@dataclass(frozen=True)
+class _LeafScores:
+    """Scores of F leaves; see `ListScores`."""
+
+    answer_prob_F: NDArray[np.float32]
+    correct_F: NDArray[np.bool_]
+    text_F: list[str] | None
+
+    def packed(self) -> bytes:
+        """Return all as bytes: the probabilities, the matches, then the texts as JSON when there are any."""
+        arrays = self.answer_prob_F.astype(np.float32).tobytes() + self.correct_F.astype(np.uint8).tobytes()
+        return arrays + (b"" if self.text_F is None else json.dumps(self.text_F).encode())
+
+    @classmethod
+    def unpack(cls, data: bytes, count: int) -> "_LeafScores":
+        """Return the scores of `count` leaves from what `packed` gave."""
+        texts = data[5 * count :]
+        return cls(
+            np.frombuffer(data[: 4 * count], np.float32),
+            np.frombuffer(data[4 * count : 5 * count], np.uint8).astype(np.bool_),
+            json.loads(texts) if texts else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -308,7 +335,9 @@ class _Spans:
     predicted_RMA: Tensor
 
     @classmethod
-    def of(cls, table: TurnTable, questions: Sequence[str], leaf_starts_RM: NDArray[np.int64], device: Any) -> "_Spans":
+    def of(
+        cls, table: TurnTable, questions: Sequence[str], leaf_starts_RM: Ints, real_RM: NDArray[np.bool_], device: Any
+    ) -> "_Spans":
         answers = [(*table.answer_ids[question], table.end_id[question]) for question in questions]
         longest = max(len(answer) for answer in answers)
         targets = np.array([[*answer, *([0] * (longest - len(answer)))] for answer in answers], np.int64)
@@ -317,12 +346,12 @@ class _Spans:
         # the last question token predicts the first answer token; the last answer token predicts the end
         first_R = lengths - counts
         columns = leaf_starts_RM[:, :, None] + (first_R[:, None] + np.arange(longest))[:, None, :]
-        valid = np.broadcast_to((np.arange(longest) < counts[:, None])[:, None, :], columns.shape)
+        valid = (np.arange(longest) < counts[:, None])[:, None, :] & real_RM[:, :, None]
         shape = columns.shape
         return cls(
             torch.from_numpy(np.where(valid, columns, 0)).to(device),
             torch.from_numpy(np.broadcast_to(targets[:, None, :], shape).copy()).to(device),
-            torch.from_numpy(valid.copy()).to(device),
+            torch.from_numpy(valid).to(device),
             torch.from_numpy(np.broadcast_to(counts[:, None] - 1, shape[:2]).copy()).to(device),
             torch.zeros(shape, dtype=torch.long, device=device),
         )
@@ -330,8 +359,10 @@ class _Spans:
 
 def _tree_mask(rows: Rows) -> Tensor:
     """Return the attention mask (R, T, T): True where the token of a row's column i sees the one of column j."""
-    turn_q, turn_k = rows.turn_RT[:, :, None], rows.turn_RT[:, None, :]
-    order = torch.arange(rows.turn_RT.shape[1], device=rows.turn_RT.device)
-    own = (turn_q == turn_k) & (order[None, :] <= order[:, None])
-    # demo turns come first and leaves last, so "an earlier demo turn" is "a turn with a smaller index than `sees`"
-    return own | ((turn_k < rows.sees_RT[:, :, None]) & (turn_k != PADDING))
+    turn_RT, width = rows.turn_RT.clamp_min(0), rows.turn_RT.shape[1]
+    order = torch.arange(width, device=turn_RT.device)
+    own = (rows.turn_RT[:, :, None] == rows.turn_RT[:, None, :]) & (order[None, :] <= order[:, None])
+    sees_RTS = rows.sees_RSS.gather(1, turn_RT[:, :, None].expand(-1, -1, rows.sees_RSS.shape[2]))
+    behind = sees_RTS.gather(2, turn_RT[:, None, :].expand(-1, width, -1))
+    real = rows.turn_RT != PADDING
+    return own | (behind & real[:, :, None] & real[:, None, :])

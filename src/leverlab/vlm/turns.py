@@ -1,7 +1,8 @@
 """Turns as tensors: every demo and question embedded once, packed into rows of a batch by index.
 
-A row holds `head + demo 1 … demo L` and then several *leaves*: copies of the question turn, the one for k shots seeing
-the head, the first k demos and itself. So one row scores all prefixes of a list, and no turn is computed twice.
+A row holds the turns of a trie: the head, demos, and then several *leaves*, copies of the question turn. Each turn
+stands behind another one and sees that one, all that it stands behind, and itself. So one row scores all prefixes of
+its lists, and no turn is computed twice.
 """
 
 import hashlib
@@ -21,18 +22,20 @@ from leverlab.vlm.vision import encode_images
 
 Ints = NDArray[np.int64]
 PADDING = -1
+NO_TURN = -1
+HEAD = 0  # turn of the prompt's head
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows: R rows of T tokens; S turns a row (head, L demos, then the leaves)."""
+    """Packed rows: R rows of T tokens; S turns a row."""
 
     tokens_RT: Tensor  # index into the table's embeddings
     positions_3RT: Tensor  # rotary positions
     turn_RT: Tensor  # which of the S turns a token belongs to, PADDING behind the row's end
-    sees_RT: Tensor  # a token sees all demo turns with an index below this one, and its own turn up to itself
+    sees_RSS: Tensor  # whether a turn stands behind another one; besides, a token sees its own turn up to itself
     starts_RS: Ints  # column of each turn's first token
-    extent_R: Ints  # rotary extent of head and demos
+    ends_RS: Ints  # rotary position behind each turn
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class TurnTable:
         self._contents: list[bytes] = []
         self.answer_ids: dict[str, tuple[int, ...]] = {}
         self.end_id: dict[str, int] = {}
-        self._add(self.format.head_ids, None, None)  # turn 0 is the head
+        self._add(self.format.head_ids, None, None)  # HEAD
 
     def add_demos(self, examples: Sequence[Example], batch: int = 256) -> None:
         """Embed `examples` as demos; those already known are skipped."""
@@ -97,37 +100,38 @@ class TurnTable:
             self._joined = (self._embeds[0], self._positions[0])
         return self._joined
 
-    def pack(self, demos_RL: Ints, leaves_RM: Ints, shots_M: Sequence[int], offset_R: Ints | None = None) -> Rows:
+    def pack(self, turns_RS: Ints, parents_RS: Ints, offset_R: Ints | None = None) -> Rows:
         """Return packed rows of turns.
 
-        `demos_RL` holds the turns of each row's demos (the head is put first unless `offset_R` says that head and
-        earlier demos were computed before, and how far they extend), `leaves_RM` the turns of its leaves, and `shots_M`
-        how many of the row's demos each leaf sees.
+        `turns_RS` holds turns of this table, and NO_TURN where a row has fewer; `parents_RS` the column of `turns_RS`,
+        an earlier one, of the turn that each stands behind, and NO_TURN for the first of a row. `offset_R` is the
+        rotary position at which rows begin, for those whose beginnings were computed before.
         """
-        rows, demo_count = demos_RL.shape
-        if offset_R is None:
-            demos_RL, demo_count = np.concatenate([np.zeros((rows, 1), np.int64), demos_RL], axis=1), demo_count + 1
-            shots_M, offset_R = [shots + 1 for shots in shots_M], np.zeros(rows, np.int64)
-        turns_RS = np.concatenate([demos_RL, leaves_RM], axis=1)
-        catalogue = np.array([(turn.start, turn.length, turn.extent) for turn in self._turns], dtype=np.int64)
+        rows, turn_count = turns_RS.shape
+        # NO_TURN is the last row of the catalogue
+        catalogue = np.array([*((turn.start, turn.length, turn.extent) for turn in self._turns), (0, 0, 0)], np.int64)
         start_RS, length_RS, extent_RS = (catalogue[turns_RS, column] for column in range(3))
-        ends_RD = offset_R[:, None] + np.cumsum(extent_RS[:, :demo_count], axis=1)
-        before_RD = np.concatenate([offset_R[:, None], ends_RD], axis=1)  # extent before demo d
-        base_RS = np.concatenate([before_RD[:, :demo_count], before_RD[:, list(shots_M)]], axis=1)
-        sees_S = np.array([*range(demo_count), *shots_M])
+        base_RS, ends_RS = np.zeros_like(turns_RS), np.zeros_like(turns_RS)
+        sees_RSS = np.zeros((rows, turn_count, turn_count), bool)
+        everyone = np.arange(rows)
+        for turn in range(turn_count):
+            parent_R = parents_RS[:, turn]
+            behind_R = parent_R != NO_TURN
+            base_RS[:, turn] = np.where(behind_R, ends_RS[everyone, parent_R], 0 if offset_R is None else offset_R)
+            ends_RS[:, turn] = base_RS[:, turn] + extent_RS[:, turn]
+            sees_RSS[:, turn] = sees_RSS[everyone, parent_R] & behind_R[:, None]
+            sees_RSS[everyone[behind_R], turn, parent_R[behind_R]] = True
 
-        turn_count = turns_RS.shape[1]
         flat_length = length_RS.ravel()
         which = np.repeat(np.arange(rows * turn_count), flat_length)  # flat turn of every token, row by row
         within = np.arange(len(which)) - np.repeat(np.cumsum(flat_length) - flat_length, flat_length)
         starts_RS = np.cumsum(length_RS, axis=1) - length_RS
-        row, turn = which // turn_count, which % turn_count
+        row, turn_of = which // turn_count, which % turn_count
         column = starts_RS.ravel()[which] + within
         width = int(length_RS.sum(axis=1).max())
-        tokens, turns, sees = (np.full((rows, width), value, np.int64) for value in (0, PADDING, 0))
-        positions = np.zeros((rows, width), np.int64)
+        tokens, turns, positions = (np.full((rows, width), value, np.int64) for value in (0, PADDING, 0))
         tokens[row, column] = start_RS.ravel()[which] + within
-        turns[row, column], sees[row, column] = turn, sees_S[turn]
+        turns[row, column] = turn_of
         positions[row, column] = base_RS.ravel()[which]
         device = self.vlm.device
         tokens_RT, base_RT = torch.from_numpy(tokens).to(device), torch.from_numpy(positions).to(device)
@@ -136,9 +140,9 @@ class TurnTable:
             tokens_RT,
             positions_3RT,
             torch.from_numpy(turns).to(device),
-            torch.from_numpy(sees).to(device),
+            torch.from_numpy(sees_RSS).to(device),
             starts_RS,
-            before_RD[:, -1],
+            ends_RS,
         )
 
     def _add_all(self, examples: Sequence[Example], as_demos: bool, batch: int) -> None:

@@ -1,0 +1,55 @@
+"""The verdict of the acceptance rules, for a command that fails when one of them does."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from rich.table import Table
+
+from leverlab.errors import LeverlabError
+
+GATES = Path("reports/gates.json")
+
+
+class Result(BaseModel):
+    """One gate of reports/gates.json; `value` is None for a metric that is not finite."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str
+    metric: str
+    threshold: float
+    direction: Literal["at_least", "at_most"]
+    value: float | None
+    passed: bool
+
+
+def read_gates(root: Path) -> list[Result]:
+    """Return the gates that the report of the repository at `root` evaluated.
+
+    Raises `LeverlabError` when the file is missing or damaged, and when it holds no gate: nothing would be accepted by
+    nobody's rule.
+    """
+    path = root / GATES
+    try:
+        gates = TypeAdapter(list[Result]).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise LeverlabError(f"{path} does not exist; run dvc repro report") from None
+    except (OSError, ValidationError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise LeverlabError(f"{path} is damaged ({problem}); run dvc repro report") from None
+    if not gates:
+        raise LeverlabError(f"{path} holds no gate; add rules to report.gates of params.yaml")
+    return gates
+
+
+def table(gates: Sequence[Result]) -> Table:
+    """Return the gates as a table to print."""
+    shown = Table("gate", "metric", "must be", "is", "result")
+    for gate in gates:
+        value = "not a number" if gate.value is None else f"{gate.value:.4g}"
+        rule = f"{gate.direction.replace('_', ' ')} {gate.threshold:g}"
+        result = "pass" if gate.passed else "FAIL"
+        shown.add_row(gate.name, gate.metric, rule, value, result, style=None if gate.passed else "red")
+    return shown
