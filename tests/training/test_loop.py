@@ -95,6 +95,27 @@ def test_a_run_leaves_a_checkpoint_of_every_epoch_and_its_rows(unbroken: dict[st
     assert rows["val_accuracy"].is_unique
 
 
+def test_what_has_no_loss_moves_nothing_and_is_told(toy: Any, tmp_path: Path) -> None:
+    """Of two updates an epoch the first has a loss in epochs 1 and 3 alone; it keeps its place in the schedule."""
+    selector = toy.selector()
+    moved = selector.gate.bias
+
+    def losses(epoch: int, rows: Sequence[Row]) -> Iterator[Callable[[], Loss]]:
+        yield lambda: (moved.sum() if epoch != 2 else None, {"flat": torch.tensor(0.5 if epoch != 2 else 1.0)})
+        yield lambda: (None, {"flat": torch.tensor(1.0)})
+
+    biases, settings = [], Optimisation(**BASE | {"weight_decay": 0.0})
+    train(selector, settings, losses, validate, tmp_path, lambda row: biases.append(float(moved.detach().sum())))
+    rows = pd.read_csv(tmp_path / "metrics.csv")
+    assert rows["flat"].tolist()[1:] == [0.75, 1.0, 0.75]
+    assert rows["loss"].isna().tolist() == [True, False, True, False]
+    assert rows["lr"].tolist()[1:] == pytest.approx([settings.learning_rate(update) for update in (1, 3, 5)], rel=1e-5)
+    assert biases[1] < biases[0]
+    assert biases[2] == biases[1]
+    step = (biases[2] - biases[3]) / len(moved)  # Adam's step for gradients of one size
+    assert step == pytest.approx(settings.learning_rate(4), rel=1e-3)
+
+
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_killed_after_an_epoch_and_resumed_equals_unkilled(
     unbroken: dict[str, Any], toy: Any, tmp_path: Path, epoch: int

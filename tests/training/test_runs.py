@@ -46,6 +46,13 @@ def test_a_run_beyond_the_divergence_is_refused() -> None:
         choose_epoch(ROWS[1:], "kl", 0.05)
 
 
+def test_no_strategy_chooses_an_epoch_that_the_guard_undid() -> None:
+    """Epochs 1, 2 and 4 were undone; of the others 3 is the best, has the lowest loss and is the last."""
+    guarded = ROWS.assign(sound=[True, False, False, True, False])
+    for strategy in ("val_accuracy", "val_loss", "last", "kl"):
+        assert choose_epoch(guarded, strategy, max_kl=1.0) == 3
+
+
 def test_the_answer_is_an_epoch_and_not_a_row() -> None:
     later = ROWS.assign(epoch=ROWS["epoch"] * 10 + 5)
     assert choose_epoch(later, "val_accuracy") == 25
