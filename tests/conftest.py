@@ -1,16 +1,15 @@
 """What tests of several folders use."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what is dear to make stay in one process: those of a file, and all that run stages."""
+    """Tests that share what is dear to make stay in one process: those of a file, and all that need the cold runs."""
     for item in items:
-        folder = Path(item.nodeid.partition("::")[0])
-        item.add_marker(pytest.mark.xdist_group("stages" if "stages" in folder.parts else folder.as_posix()))
+        cold = "both" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("cold runs" if cold else item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="module")
