@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share what is dear to make stay in one process: those of a file, and all that need the cold runs."""
     for item in items:
