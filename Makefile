@@ -26,7 +26,7 @@ repro: setup ## run the main pipeline: only the stages whose inputs changed
 	dvc repro
 
 test: setup ## run the tests, in two processes
-	pytest -n 2 --dist loadgroup
+	pytest -n 2
 
 lint: setup ## check style, types and the dependencies that dvc.yaml declares
 	ruff check .

@@ -3,14 +3,31 @@
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+# files of tests/stages whose tests need the two cold runs of the profile `tiny`
+COLD_RUNS = (
+    "blast_radius",
+    "contract_full_disk",
+    "kill_and_resume",
+    "reads_of_files",
+    "same_bytes_again",
+    "tiny_pipeline",
+)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the plugin that reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share what is dear to make stay in one process: those of a file, and all that need the cold runs."""
-    for item in items:
-        cold = "both" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cold runs" if cold else item.nodeid.partition("::")[0]))
+class Scheduling(LoadScopeScheduling):
+    """What is dear to make is made once: the tests of a file stay in one process, and so do all that need cold runs."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "cold runs" if file in {f"tests/stages/test_{name}.py" for name in COLD_RUNS} else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    """Tell the plugin that runs tests in several processes which belong together."""
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="module")
