@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from leverlab.config.base import Section, read_params, read_yaml
+from leverlab.config.prepare import PrepareEncoder
 from leverlab.config.vlm import VlmModel, VlmSource
 from leverlab.pipeline.deps import check
 from leverlab.pipeline.params import SECTIONS
@@ -17,7 +18,7 @@ from leverlab.pipeline.params import SECTIONS
 REPOSITORY = Path(__file__).parents[2]
 PIPELINES = ("dvc.yaml", "worlds/digits/dvc.yaml")
 MATRIX_STAGES = {"sft", "rce", "grpo"}
-PARTS = {model.__name__: model for model in (VlmModel, VlmSource)}  # of the section vlm
+PARTS = {model.__name__: model for model in (PrepareEncoder, VlmModel, VlmSource)}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from leverlab.config.base import Section
 from leverlab.config.guard import GuardParams
@@ -22,7 +22,7 @@ class ControlParams(Section):
 class AdaptiveKlParams(Section):
     """After each epoch: beta * factor above `high` nats per pick, beta / factor below `low`."""
 
-    enabled: bool
+    enabled: StrictBool
     low: float = Field(ge=0)
     high: float = Field(gt=0)
     factor: float = Field(gt=1)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from leverlab.config.base import Section
 
@@ -17,5 +17,5 @@ class SelectorParams(Section):
     dropout: float = Field(ge=0, lt=1)  # on the image features, in SFT and RCE only
     state: StateUpdate  # how the query vector changes with a pick
     head: HeadKind  # how query vector and candidate make a logit
-    mmr: bool  # whether logits fall with the similarity to demos already picked
-    stop: bool  # whether the policy may end a list before it has all demos
+    mmr: StrictBool  # whether logits fall with the similarity to demos already picked
+    stop: StrictBool  # whether the policy may end a list before it has all demos
