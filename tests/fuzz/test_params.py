@@ -85,9 +85,15 @@ def is_number(value: Any) -> bool:
     return not isinstance(value, bool) and math.isfinite(float(value))
 
 
+NUMBERS_OR_NONE = ("grpo.guard.min_kl", "grpo.guard.max_falls")  # null in params.yaml, where a number may stand
+
+
 def check_leaf(name: str, value: Any, known: Any) -> None:
     if type(known) in (int, float) and isinstance(value, str):
         value = float(value)  # a number as text is allowed
+    if known is None and name in NUMBERS_OR_NONE:
+        assert value is None or is_number(value), name
+        return
     kinds = {int: (int, float), float: (int, float)}  # 4.0 stands for 4
     assert type(value) in kinds.get(type(known), (type(known), str if known is None else type(known))), name
     if isinstance(known, list):
