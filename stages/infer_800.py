@@ -55,8 +55,7 @@ class Worker:
     @classmethod
     def selector(cls, folder: Path) -> tuple[InferenceSelector, QueryData]:
         """Return a converted selector and the features that it reads."""
-        features = features_of(folder)
-        return InferenceSelector.load(folder), cls.data.queries_with(features) if features else cls.data.queries
+        return InferenceSelector.load(folder), cls.data.queries_with(features_of(folder))
 
 
 def answer(start: int) -> list[dict[str, object]]:

@@ -93,7 +93,7 @@ def encode_anew(
     train_encoder(encoder, selector, data.queries, images, beams, shots, params, seed, folder, stage.say)
     save_encoder(folder / ENCODER, encoder.module, config)
     prepared = stage.dep("data/prepared")
-    splits = [data.pool, *(read_examples(prepared / f"{name}.parquet") for name in ("train", "val", "test"))]
+    splits = [data.pool, *data.splits.values(), read_examples(prepared / "test.parquet")]
     everything = {example.id: example for examples in splits for example in examples}
     before = read_features(prepared / FEATURES)
     vectors = image_features(encoder, [everything[identifier] for identifier in before.ids])

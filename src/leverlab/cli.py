@@ -16,7 +16,6 @@ from leverlab.errors import LeverlabError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from leverlab.pipeline.answers_of import Run
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -130,22 +129,24 @@ def compare(
     html: Html = None,
 ) -> None:
     """Compare runs question by question: params, accuracy, paired differences, tests, agreement of picks."""
-    from leverlab.pipeline.answers_of import read_run
-
-    root = repository_root()
-    _compare([read_run(root, name) for name in names], method, as_json, as_markdown, html)
+    _compare([(name, None) for name in names], method, as_json, as_markdown, html)
 
 
-def _compare(runs: "list[Run]", method: str, as_json: bool, as_markdown: bool, html: Path | None) -> None:
+def _compare(
+    runs: list[tuple[str, str | None]], method: str, as_json: bool, as_markdown: bool, html: Path | None
+) -> None:
+    """Compare runs, given by name and, where the name is not to be looked up, commit."""
     if as_json and as_markdown:
         raise typer.BadParameter("give --json or --markdown, not both")
     import json
 
     from leverlab.files import write_text
     from leverlab.pipeline import compare_runs_report as shown
+    from leverlab.pipeline.answers_of import read_run
     from leverlab.pipeline.compare_runs import compare as compared
 
-    comparison = compared(runs, method)
+    root = repository_root()
+    comparison = compared([read_run(root, name, commit) for name, commit in runs], method)
     if html:
         write_text(html, shown.to_html(comparison))
     if as_json:
@@ -285,17 +286,17 @@ def plan_compare(
     html: Html = None,
 ) -> None:
     """Compare the experiments of plans as `leverlab compare` does."""
-    from leverlab.pipeline.answers_of import commit_of, experiments, params_of, read_run
+    from leverlab.pipeline.answers_of import commit_of, experiments, params_of
     from leverlab.pipeline.ledger_inputs import HEAD
     from leverlab.pipeline.plans import load_experiment
 
     root = repository_root()
-    found = [load_experiment(root, name, base, params_of(root, HEAD)) for name in names]
+    params, known = params_of(root, HEAD), experiments(root)
+    found = [load_experiment(root, name, base, params) for name in names]
     runs = [experiment.name for experiment in found]
     if len(runs) == 1:
         runs.append(found[0].parent or HEAD)
-    known = experiments(root)
-    _compare([read_run(root, run, commit_of(run, known)) for run in runs], method, as_json, as_markdown, html)
+    _compare([(run, commit_of(run, known)) for run in runs], method, as_json, as_markdown, html)
 
 
 @plan.command("ledger")

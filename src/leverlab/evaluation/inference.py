@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from leverlab.evaluation.baselines import random_order, retrieval_orders, select
@@ -87,7 +88,4 @@ def answer_rows(scorer: Scorer, questions: Sequence[Example], shown: MethodLists
 
 
 def _named(batch: QueryBatch, positions_NT: NDArray[np.int64]) -> list[DemoList]:
-    return [
-        tuple(candidates[k] for k in positions if k < len(candidates))  # up to STOP
-        for candidates, positions in zip(batch.candidate_ids, positions_NT.tolist(), strict=True)
-    ]
+    return [demos for (demos,) in batch.ids(torch.from_numpy(positions_NT[:, None].copy()))]

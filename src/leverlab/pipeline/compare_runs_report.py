@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 from rich.text import Text
 
 from leverlab.evaluation.statistics import NO_DIFFERENCE
 from leverlab.pipeline.compare_runs import Comparison, as_text
 from leverlab.report import words
+from leverlab.report.page import page_template
 from leverlab.report.tables import markdown
 
 TEMPLATE = Path(__file__).with_name("compare_runs.html.jinja")
@@ -69,16 +69,8 @@ def to_markdown(comparison: Comparison) -> str:
 
 def to_html(comparison: Comparison) -> str:
     """Return the comparison as one HTML page that needs nothing else: no script, nothing is fetched."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     accuracy, pairs = comparison.accuracy, comparison.pairs
-    return environment.get_template(TEMPLATE.name).render(
+    return page_template(TEMPLATE).render(
         title=_title(comparison),
         verdicts=sentences(comparison),
         warnings=comparison.warnings,

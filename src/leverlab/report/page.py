@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
@@ -63,23 +63,28 @@ class Picture:
     narrow: str
 
 
-def render_page(report: Report, pictures: Mapping[str, Picture]) -> str:
-    """Return the page as HTML, with the pictures `shots` and `curves`.
-
-    Style and pictures are inline, there is no script, nothing is fetched; the bytes follow from the arguments alone.
-    """
+def page_template(path: Path) -> Template:
+    """Return the template at `path`: values are escaped, and one that is not given is an error."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
+        loader=FileSystemLoader(path.parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    return environment.get_template(path.name)
+
+
+def render_page(report: Report, pictures: Mapping[str, Picture]) -> str:
+    """Return the page as HTML, with the pictures `shots` and `curves`.
+
+    Style and pictures are inline, there is no script, nothing is fetched; the bytes follow from the arguments alone.
+    """
     paired = report.comparisons
     at = report.headline.cell["shots"]
     chosen = report.checkpoints[report.checkpoints["chosen"].astype(bool)]
-    return environment.get_template(TEMPLATE.name).render(
+    return page_template(TEMPLATE).render(
         report=report,
         words=words,
         at=at,

@@ -119,6 +119,14 @@ def train_encoder(
     done = _resume(state_file, weights, selector, optimizer)
     per_epoch, epochs = updates_per_epoch(len(queries), params.batch), params.encoder.epochs
     peaks = (params.lr.largest(), params.encoder.lr)
+
+    def batch_loss(query_ids: Sequence[str]) -> Tensor:
+        batch = images.encoded(encoder, data.batch(query_ids))
+        picks_BGT = batch.positions([lists[query] for query in query_ids], picks)
+        logp_BG = selector.list_logp(selector.encode(batch.query, batch.demos), picks_BGT).sum(-1)
+        return sequence_cross_entropy(logp_BG, torch.full_like(logp_BG, 1 / logp_BG.shape[1]))[0]
+
+    selector.train()
     for epoch in range(done + 1, epochs + 1):
         torch.manual_seed(seed * 1_000_003 + epoch)
         losses = []
@@ -126,7 +134,7 @@ def train_encoder(
             update = (epoch - 1) * per_epoch + index
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * warmup_cosine(update, epochs * per_epoch, params.warmup)
-            loss = _loss(encoder, selector.train(), data, images, lists, picks, [queries[row] for row in positions])
+            loss = batch_loss([queries[row] for row in positions])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             everything = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -140,22 +148,6 @@ def train_encoder(
             losses.append(float(loss.detach()))
         _save(state_file, epoch, weights, selector, optimizer)
         say(f"encoder epoch {epoch} of {epochs}: loss {sum(losses) / len(losses):.4f}")
-
-
-def _loss(
-    encoder: ImageEncoder,
-    selector: Selector,
-    data: QueryData,
-    images: ImageTable,
-    lists: Mapping[str, Lists],
-    picks: int,
-    query_ids: Sequence[str],
-) -> Tensor:
-    batch = images.encoded(encoder, data.batch(query_ids))
-    picks_BGT = batch.positions([lists[query] for query in query_ids], picks)
-    logp_BG = selector.list_logp(selector.encode(batch.query, batch.demos), picks_BGT).sum(-1)
-    loss, _ = sequence_cross_entropy(logp_BG, torch.full_like(logp_BG, 1 / logp_BG.shape[1]))
-    return loss
 
 
 def _save(

@@ -35,12 +35,11 @@ class Prepared:
         self.pool = read_examples(folder / "pool.parquet")
         self.splits = {split: read_examples(folder / f"{split}.parquet") for split in splits}
         self._candidates = read_candidates(folder / "candidates.parquet", [demo.id for demo in self.pool])
-        self._features = folder / FEATURES
-        self.queries = self.queries_with(features)
+        self.queries = self.queries_with(features or folder / FEATURES)
 
     def queries_with(self, features: Path | None) -> QueryData:
-        """Return the features in the file `features`, those of the prepare stage for None, with the candidates."""
-        return QueryData(read_features(features or self._features), self._candidates)
+        """Return the features in the file `features` with the candidates; `queries`, which are there, for None."""
+        return self.queries if features is None else QueryData(read_features(features), self._candidates)
 
     def question_types(self) -> dict[str, str]:
         """Return id → question type of all demos and questions."""

@@ -29,6 +29,8 @@ class Validator:
         self._scorer, self._shots = scorer, shots
         sets = range(data.sets(questions[0].id))
         self._batches = [data.batch([question.id for question in questions], set_index) for set_index in sets]
+        lists = (candidates for batch in self._batches for candidates in batch.candidate_ids)
+        self._offered = len({demo for candidates in lists for demo in candidates})
 
     @torch.no_grad()
     def __call__(self, selector: Selector, reference: Selector | None = None) -> dict[str, float]:
@@ -66,7 +68,6 @@ class Validator:
         distinct = {demo for demos in picked for demo in demos}
         row |= {"kl": float(np.mean(kl)) if kl else math.nan, "distinct_demos": float(len(distinct))}
         picks = sum(len(demos) * times for demos, times in picked.items())
-        offered = len({demo for batch in self._batches for candidates in batch.candidate_ids for demo in candidates})
-        at_random = offered * (1 - (1 - 1 / offered) ** picks)
+        at_random = self._offered * (1 - (1 - 1 / self._offered) ** picks)
         row |= {"distinct_share": len(distinct) / at_random, "list_length": picks / picked.total()}
         return row | {"identical": max(picked.values()) / picked.total()}

@@ -56,6 +56,7 @@ class TurnTable:
         self._size = 0
         self._turns: list[_Turn] = []
         self._joined: tuple[Tensor, Tensor] | None = None
+        self._columns: Ints | None = None
         self._demo: dict[str, int] = {}
         self._question: dict[str, int] = {}
         self._contents: list[bytes] = []
@@ -100,6 +101,13 @@ class TurnTable:
             self._joined = (self._embeds[0], self._positions[0])
         return self._joined
 
+    def _turn_columns(self) -> Ints:
+        """Return start, length and extent of all turns, (turns + 1, 3); the last row is that of NO_TURN."""
+        if self._columns is None:
+            rows = [(turn.start, turn.length, turn.extent) for turn in self._turns]
+            self._columns = np.array([*rows, (0, 0, 0)], np.int64)
+        return self._columns
+
     def pack(self, turns_RS: Ints, parents_RS: Ints, offset_R: Ints | None = None) -> Rows:
         """Return packed rows of turns.
 
@@ -108,9 +116,7 @@ class TurnTable:
         rotary position at which rows begin, for those whose beginnings were computed before.
         """
         rows, turn_count = turns_RS.shape
-        # NO_TURN is the last row of the catalogue
-        catalogue = np.array([*((turn.start, turn.length, turn.extent) for turn in self._turns), (0, 0, 0)], np.int64)
-        start_RS, length_RS, extent_RS = (catalogue[turns_RS, column] for column in range(3))
+        start_RS, length_RS, extent_RS = (self._turn_columns()[turns_RS, column] for column in range(3))
         base_RS, ends_RS = np.zeros_like(turns_RS), np.zeros_like(turns_RS)
         sees_RSS = np.zeros((rows, turn_count, turn_count), bool)
         everyone = np.arange(rows)
@@ -182,7 +188,7 @@ class TurnTable:
         self._embeds.append(embeds)
         self._positions.append(positions[:, 0])
         self._contents.append(hashlib.sha256(repr(ids).encode() + embeds.float().cpu().numpy().tobytes()).digest())
-        self._joined, self._size = None, self._size + len(ids)
+        self._joined, self._columns, self._size = None, None, self._size + len(ids)
         return len(self._turns) - 1
 
 
