@@ -26,7 +26,7 @@ _LEARNING = {"selector", "reward", "sft", "rce", "grpo", "select_best"}  # … a
 
 
 class Plan(Section):
-    """One plan: `overrides` of dotted params keys, and a rule by which it is accepted.
+    """One plan: `overrides` of dotted params keys, and a rule by which its hypothesis is accepted.
 
     `accept` bounds a dotted key of reports/metrics.json, or `over_parent.shots_<k>.<column>`: the paired comparison of
     GRPO with the parent's, columns as in `leverlab plan ledger`.
