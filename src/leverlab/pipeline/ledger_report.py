@@ -52,7 +52,7 @@ def notes(ledger: PlanLedger) -> list[str]:
         "holds 0 or p is not below 0.05; the least detectable difference (80 % power, before correction) says how "
         "large it would have had to be.",
         "Accept rules were written down before the run, and say when the hypothesis is accepted; `over_parent` is that "
-        "comparison. Seconds: the stage grpo over all seeds, on the machine that ran it, with the scores that its cache "
+        "comparison. Seconds: the stage grpo over all seeds, on the machine that ran it, with the scores its cache "
         "held.",
     ]
 
