@@ -1,8 +1,7 @@
-"""Export of a checkpoint's text part to GGUF, llama.cpp's file format, and the proof that nothing was lost on the way.
+"""Export of a checkpoint to GGUF, llama.cpp's file format, and the proof that nothing was lost on the way.
 
-Matrices become f16 or q8_0 (as ggml defines it: blocks of 32 values, a half-precision scale a block, an int8 a value),
-vectors stay f32. The quantisers of the `gguf` package give the same bits as llama.cpp's own. One tensor is in memory at
-a time.
+The text part goes to one file, the vision part to another (`mmproj`). Matrices become f16 or a quantised type, vectors
+stay f32. One tensor is in memory at a time.
 """
 
 import contextlib
@@ -14,26 +13,18 @@ from typing import Any, Literal
 
 import gguf
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
+from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from leverlab.errors import LeverlabError
-from leverlab.export.text_checkpoint import TextCheckpoint, read_text_checkpoint
+from leverlab.export.checkpoint import Part
+from leverlab.export.quantisation import KINDS, LARGEST, TYPES, Kind, errors, n_bytes, stored_type
+from leverlab.export.text_part import read_text_part
 from leverlab.export.tokenizer_fields import Value
+from leverlab.export.vision_part import read_vision_part
 
-Kind = Literal["f16", "q8_0"]
-
-_KINDS: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
-    "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
-    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
-}
-_LARGEST = {  # the largest magnitude that each type can hold
-    GGMLQuantizationType.F32: float(np.finfo(np.float32).max),
-    GGMLQuantizationType.F16: 65504.0,
-    GGMLQuantizationType.Q8_0: 127 * 65504.0,
-}
+_ENTRY_TYPES = {str: GGUFValueType.STRING, int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32}  # of lists
 _LONGEST = 1 << 20  # entries of a list: more than any vocabulary has, and little enough to read
-_CHUNK = 1 << 20  # values compared at once: bounds memory on models with large vocabularies
 
 
 @dataclass(frozen=True)
@@ -57,74 +48,85 @@ def export_text(checkpoint: Path, out: Path, kind: Kind) -> None:
     checkpoint is incomplete, damaged or not expressible, when a value is too large for `kind`, and when `out` cannot be
     written.
     """
-    if kind not in _KINDS:
-        raise LeverlabError(f"GGUF type {kind!r} is not known; use one of {', '.join(_KINDS)}")
-    text = read_text_checkpoint(checkpoint)
-    with _written_aside(out, text.architecture) as writer:
-        for key, value in _fields(text, kind).items():
+    if kind not in KINDS:
+        raise LeverlabError(f"GGUF type {kind!r} is not known; use one of {', '.join(KINDS)}")
+    _export(read_text_part(checkpoint), out, kind)
+
+
+def export_vision(checkpoint: Path, out: Path) -> None:
+    """Write the vision part of a Qwen2.5-VL checkpoint folder to the GGUF file `out`, with matrices in f16.
+
+    Everything else as `export_text`.
+    """
+    _export(read_vision_part(checkpoint), out, "f16")
+
+
+def _export(part: Part, out: Path, kind: Kind) -> None:
+    with _written_aside(out, part.architecture) as writer:
+        for key, value in _fields(part, kind).items():
             writer.add_key_value(key, value, _value_type(value))
-        for name, tensor in text.tensors.items():
-            stored = _stored_type(tensor.shape, kind)
-            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), _n_bytes(tensor.shape, stored), stored)
+        for name, tensor in part.tensors.items():
+            stored = stored_type(tensor.shape, kind)
+            writer.add_tensor_info(name, tensor.shape, np.dtype(np.float32), n_bytes(tensor.shape, stored), stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor in text.tensors.values():
-            values, stored = tensor.load(), _stored_type(tensor.shape, kind)
-            if (largest := float(np.abs(values).max())) > _LARGEST[stored]:
+        for tensor in part.tensors.values():
+            values, stored = tensor.load(), stored_type(tensor.shape, kind)
+            if (largest := float(np.abs(values).max())) > LARGEST[stored]:
                 raise LeverlabError(
                     f"{tensor.file}: {tensor.source} holds values up to {largest:.3g}, {stored.name} only up to "
-                    f"{_LARGEST[stored]:.3g}; use another checkpoint"
+                    f"{LARGEST[stored]:.3g}; use another checkpoint"
                 )
             writer.write_tensor_data(gguf.quants.quantize(values, stored))
 
 
-def compare(checkpoint: Path, path: Path) -> list[TensorComparison]:
-    """Return, for every tensor of the GGUF file `path`, how far its values are from those of the checkpoint folder.
+def compare(checkpoint: Path, path: Path, part: Literal["text", "vision"] = "text") -> list[TensorComparison]:
+    """Return, for every tensor of the GGUF file `path`, how far its values are from the checkpoint's `part`.
 
     A value's bound is what rounding to its type may cost and no more: 0 for F32, half a unit in the last place for F16,
-    for Q8_0 half a step of its block plus the rounding of the block's scale, where step and scale are those that the
-    checkpoint's values call for. A tensor with `values_beyond` > 0 was not
+    for quantised types half a step of its block plus the rounding of the block's scale, where step and scale are those
+    that the checkpoint's values call for. A tensor with `values_beyond` > 0 was not
     exported from this checkpoint, or not correctly. Raises `LeverlabError` when the file is truncated or no GGUF, when
     a tensor is missing, unexpected, not finite or of another shape or type, and when a field (hyperparameter, token,
     merge, template) differs in type or value.
     """
-    text = read_text_checkpoint(checkpoint)
     fields, tensors = _read(path)
+    source = read_text_part(checkpoint) if part == "text" else read_vision_part(checkpoint)
     file_type = _contents(fields["general.file_type"], path) if "general.file_type" in fields else None
-    kinds = [kind for kind, (_, known) in _KINDS.items() if file_type == known]
+    kinds = [kind for kind, (_, known) in TYPES.items() if file_type == known]
     if not kinds:
-        raise LeverlabError(f"{path}: general.file_type {file_type} is none of {', '.join(_KINDS)}; export again")
-    _compare_fields({"general.architecture": text.architecture} | _fields(text, kinds[0]), fields, path)
-    if missing := text.tensors.keys() - tensors.keys():
+        raise LeverlabError(f"{path}: general.file_type {file_type} is none of {', '.join(KINDS)}; export again")
+    _compare_fields({"general.architecture": source.architecture} | _fields(source, kinds[0]), fields, path)
+    if missing := source.tensors.keys() - tensors.keys():
         raise LeverlabError(
             f"{path} lacks {len(missing)} tensor(s) of {checkpoint}, first {min(missing)}; export again"
         )
-    if surplus := tensors.keys() - text.tensors.keys():
+    if surplus := tensors.keys() - source.tensors.keys():
         raise LeverlabError(
             f"{path} has {len(surplus)} tensor(s) not in {checkpoint}, first {min(surplus)}; export again"
         )
     result = []
-    for name, source in text.tensors.items():
-        stored, found = _stored_type(source.shape, kinds[0]), tensors[name]
+    for name, tensor in source.tensors.items():
+        stored, found = stored_type(tensor.shape, kinds[0]), tensors[name]
         shape = tuple(int(size) for size in reversed(found.shape))  # ggml counts dimensions from the innermost
-        if (found.tensor_type, shape) != (stored, source.shape):
+        if (found.tensor_type, shape) != (stored, tensor.shape):
             raise LeverlabError(
-                f"{path}: {name} is {found.tensor_type.name} {shape}, not {stored.name} {source.shape}; export again"
+                f"{path}: {name} is {found.tensor_type.name} {shape}, not {stored.name} {tensor.shape}; export again"
             )
-        worst, allowed, beyond = _errors(source.load(), found.data, stored)
+        worst, allowed, beyond = errors(tensor.load(), found.data, stored)
         if not math.isfinite(worst):
             raise LeverlabError(f"{path}: {name} holds NaN or infinite values; export again")
         result.append(TensorComparison(name, shape, stored.name, worst, allowed, beyond))
     return result
 
 
-def _fields(text: TextCheckpoint, kind: str) -> dict[str, Value]:
+def _fields(part: Part, kind: Kind) -> dict[str, Value]:
     """Return the fields of the file, without the architecture, which the writer puts first by itself."""
     return {
-        "general.file_type": int(_KINDS[kind][1]),
+        "general.file_type": int(TYPES[kind][1]),
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
-        **text.fields,
+        **part.fields,
     }
 
 
@@ -136,19 +138,6 @@ def _value_type(value: Value) -> GGUFValueType:
     if isinstance(value, float):
         return GGUFValueType.FLOAT32
     return GGUFValueType.STRING if isinstance(value, str) else GGUFValueType.ARRAY
-
-
-def _stored_type(shape: tuple[int, ...], kind: str) -> GGMLQuantizationType:
-    """Return the type that a tensor of `shape` has in a file of `kind`."""
-    if len(shape) == 1:  # norms and biases: llama.cpp computes with them in f32
-        return GGMLQuantizationType.F32
-    wanted = _KINDS[kind][0]
-    return wanted if shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0] == 0 else GGMLQuantizationType.F16
-
-
-def _n_bytes(shape: tuple[int, ...], stored: GGMLQuantizationType) -> int:
-    block, size = gguf.GGML_QUANT_SIZES[stored]
-    return math.prod(shape) // block * size
 
 
 @contextlib.contextmanager
@@ -214,6 +203,8 @@ def _compare_fields(expected: dict[str, Value], found: dict[str, gguf.ReaderFiel
             continue
         if isinstance(wanted, float):
             wanted = float(np.float32(wanted))
+        elif isinstance(wanted, list):
+            wanted = [float(np.float32(entry)) if isinstance(entry, float) else entry for entry in wanted]  # type: ignore[assignment]
         if isinstance(wanted, list) and isinstance(value, list) and len(wanted) == len(value):
             for index, (left, right) in enumerate(zip(wanted, value, strict=True)):
                 if left != right:
@@ -240,37 +231,5 @@ def _contents(field: gguf.ReaderField, path: Path) -> Any:
 def _types(value: Value) -> list[GGUFValueType]:
     """Return the type of a field and, behind it, of a list's entries."""
     if isinstance(value, list):
-        return [GGUFValueType.ARRAY, GGUFValueType.STRING if isinstance(value[0], str) else GGUFValueType.INT32]
+        return [GGUFValueType.ARRAY, _ENTRY_TYPES[type(value[0])]]
     return [_value_type(value)]
-
-
-def _errors(values: NDArray[np.float32], data: NDArray[Any], stored: GGMLQuantizationType) -> tuple[float, float, int]:
-    """Return the largest error, the largest bound, and how many values lie beyond their own bound."""
-    rows = values.reshape(-1, values.shape[-1])
-    packed = data.reshape(len(rows), -1)
-    step = max(1, _CHUNK // rows.shape[1])
-    worst, allowed, beyond = 0.0, 0.0, 0
-    for start in range(0, len(rows), step):
-        exact, chunk = rows[start : start + step].astype(np.float64), packed[start : start + step]
-        with np.errstate(all="ignore"):  # a damaged scale is told by the NaN or infinity that it makes
-            error = np.abs(gguf.quants.dequantize(chunk, stored).astype(np.float64) - exact)
-            bound = _bounds(exact, stored)
-        worst = float(np.maximum(worst, error.max()))  # unlike max, it passes NaN on
-        allowed = max(allowed, float(bound.max()))
-        beyond += int((~(error <= bound)).sum())  # a NaN is beyond any bound
-    return worst, allowed, beyond
-
-
-def _bounds(exact: NDArray[np.float64], stored: GGMLQuantizationType) -> NDArray[np.float64]:
-    """Return for every value the largest error that rounding it to `stored` can make."""
-    if stored == GGMLQuantizationType.F32:
-        return np.zeros_like(exact)
-    if stored == GGMLQuantizationType.F16:  # unit roundoff 2^-11; below the normal numbers, half the spacing of 2^-24
-        return np.maximum(np.abs(exact) * 2.0**-11, 2.0**-25)
-    # Q8_0 stores round(x / d), and d in half precision (off by `off` at most). The first costs half a step d (and a few
-    # f32 roundings of a number up to 127), the second `off` for each of up to 127 steps.
-    largest = np.abs(exact.astype(np.float32)).reshape(len(exact), -1, 32).max(axis=2)
-    scale = (largest / np.float32(127)).astype(np.float16)
-    off = np.spacing(scale).astype(np.float64) / 2
-    per_block = (0.5 + 127 * 2.0**-22) * (scale.astype(np.float64) + off) + 127 * off
-    return np.repeat(per_block, 32, axis=1)

@@ -21,7 +21,7 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-Value = str | bool | int | float | list[str] | list[int]
+Value = str | bool | int | float | list[str] | list[int] | list[float]
 Token = Annotated[str, Field(min_length=1)]
 
 
