@@ -1,13 +1,37 @@
-"""The section `gguf` of params.yaml."""
+"""The sections `gguf` and `runtime` of params.yaml: exported files, and how llama.cpp runs them."""
 
 from typing import Literal
 
 from pydantic import Field
 
 from leverlab.config.base import Section
+from leverlab.config.vlm import VlmSource
+
+
+class ParityParams(Section):
+    """The comparison of exported files with transformers."""
+
+    prompts: int = Field(ge=1, le=1000)  # for each of four image sizes and one to three images
+    likeliest: int = Field(ge=1, le=1_000_000)  # tokens of each distribution that are compared
+    seed: int = Field(ge=0, lt=2**32)  # of the draws of images and questions
 
 
 class GgufParams(Section):
-    """Which files are written."""
+    """Which files are written, and how they are compared."""
 
-    kinds: tuple[Literal["f16", "q8_0"], ...] = Field(min_length=1)
+    kinds: tuple[Literal["f16", "q8_0", "q5_0", "q4_0"], ...] = Field(min_length=1)
+    parity: ParityParams
+
+
+class AnsweringVlm(VlmSource):
+    """The VLM whose answers llama.cpp must give: these keys of the section `vlm`."""
+
+    max_new_tokens: int = Field(ge=1, le=256)  # of a greedy answer
+
+
+class RuntimeParams(Section):
+    """How llama.cpp runs an exported model."""
+
+    context: int = Field(ge=64, le=1_048_576)  # tokens of the longest prompt with its answer
+    threads: int = Field(ge=1, le=1024)  # of the computation
+    seconds: float = Field(gt=0)  # that loading a file, or one answer, may take

@@ -5,6 +5,7 @@ attention windows are 112 pixels wide, and the rotary base is 10,000. A checkpoi
 would run and answer nonsense.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -112,6 +113,13 @@ def image_tokens(folder: Path) -> tuple[int, int]:
     processor = _image_processor(folder)
     pixels = (processor.patch_size * processor.merge_size) ** 2
     return max(1, processor.size.shortest_edge // pixels), processor.size.longest_edge // pixels
+
+
+def tile_pixels(folder: Path) -> int:
+    """Return the side in pixels of the smallest square image that the image processor does not enlarge."""
+    processor = _image_processor(folder)
+    side = processor.patch_size * processor.merge_size
+    return side * math.ceil(math.sqrt(max(1, processor.size.shortest_edge / side**2)))
 
 
 def _vision_config(config: dict[str, Any], where: Path) -> _VisionConfig:

@@ -6,7 +6,7 @@ from typing import Any
 
 from leverlab.config.base import Section, parse_section, read_params
 from leverlab.config.data import DataParams
-from leverlab.config.gguf import GgufParams
+from leverlab.config.gguf import GgufParams, RuntimeParams
 from leverlab.config.grpo import GrpoParams
 from leverlab.config.infer import InferParams
 from leverlab.config.prepare import PrepareParams
@@ -34,6 +34,7 @@ SECTIONS: dict[str, type[Section]] = {
     "select_best": SelectBestParams,
     "infer": InferParams,
     "gguf": GgufParams,
+    "runtime": RuntimeParams,
     "report": ReportParams,
 }
 
