@@ -16,10 +16,15 @@ class ParityParams(Section):
     seed: int = Field(ge=0, lt=2**32)  # of the draws of images and questions
 
 
-class GgufParams(Section):
-    """Which files are written, and how they are compared."""
+class GgufKinds(Section):
+    """Which files are written: all that a stage needs that runs them."""
 
-    kinds: tuple[Literal["f16", "q8_0", "q5_0", "q4_0"], ...] = Field(min_length=1)
+    kinds: tuple[Literal["f16", "q8_0", "q5_0", "q4_0"], ...] = Field(min_length=1)  # of the text part's matrices
+
+
+class GgufParams(GgufKinds):
+    """Which files are written, and how they are compared: the whole section."""
+
     parity: ParityParams
 
 

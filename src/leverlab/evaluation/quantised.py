@@ -1,0 +1,121 @@
+"""Whether what the demos win survives quantisation: answers of exported models beside those of the checkpoint."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from leverlab.errors import LeverlabError
+from leverlab.evaluation.statistics import bootstrap_interval, holm, paired_difference, verdict
+
+SUBJECT, RANDOM, ZERO = "grpo", "random", "zero_shot"
+METHODS = (ZERO, RANDOM, SUBJECT)
+TRANSFORMERS = "transformers"  # the kind of the checkpoint's own answers, in vlm.dtype
+REFERENCES = (TRANSFORMERS, "f16")  # kinds that others are compared with
+
+SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("method", pa.string()),
+        ("seed", pa.int64()),
+        ("shots", pa.int64()),
+        ("question_id", pa.string()),
+        ("prediction", pa.string()),
+        ("vqa_accuracy", pa.float64()),
+    ]
+)
+
+
+def to_answer(answers: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of data/answers.parquet whose prompts exported models answer too: zero-shot, random demos of the
+    first seed, and the demos of every GRPO seed."""
+    random = answers["method"] == RANDOM
+    first = answers.loc[random, "seed"].min()
+    wanted = (answers["method"] == ZERO) | (answers["method"] == SUBJECT) | (random & (answers["seed"] == first))
+    order = ["method", "seed", "shots", "question_id"]
+    return answers[wanted].sort_values(order, ignore_index=True)
+
+
+def accuracy_table(answers: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """Return one row a kind, method and shot count: kind, method, shots, accuracy, ci_low, ci_high, n.
+
+    Accuracies in [0, 1]: the mean over seeds x questions with its bootstrap 95 % interval. n: questions.
+    """
+    rows = []
+    for (kind, method, shots), scores in _cells(answers).items():
+        accuracy, low, high = bootstrap_interval(scores.to_numpy(), resamples=resamples, seed=seed)
+        rows.append((kind, method, shots, accuracy, low, high, scores.shape[1]))
+    return pd.DataFrame(rows, columns=["kind", "method", "shots", "accuracy", "ci_low", "ci_high", "n"])
+
+
+def differences_table(answers: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """Return the paired differences of GRPO's demos in each kind, at each shot count.
+
+    against: `transformers` and `f16`, the same demos answered there, and `random`, random demos in the same kind.
+    Columns: kind, against, shots, difference, ci_low, ci_high, p_value, p_holm (over all rows), verdict.
+    Raises `LeverlabError` as `paired_difference`.
+    """
+    cells, rows = _cells(answers), []
+    for (kind, method, shots), ours in cells.items():
+        if method != SUBJECT:
+            continue
+        others = {name: cells.get((name, SUBJECT, shots)) for name in REFERENCES if name != kind}
+        if kind == TRANSFORMERS:  # others are compared with it, not it with them
+            others = {}
+        others[RANDOM] = cells.get((kind, RANDOM, shots))
+        for against, theirs in others.items():
+            if theirs is None:
+                continue
+            found = paired_difference(
+                ours.to_numpy(), theirs.to_numpy(), ours.columns.tolist(), theirs.columns.tolist(), resamples, seed=seed
+            )
+            rows.append((kind, against, shots, found.difference, found.ci_low, found.ci_high, found.p_value))
+    table = pd.DataFrame(rows, columns=["kind", "against", "shots", "difference", "ci_low", "ci_high", "p_value"])
+    table["p_holm"] = holm(table["p_value"])
+    table["verdict"] = [verdict(*row) for row in zip(table["ci_low"], table["ci_high"], table["p_holm"], strict=True)]
+    return table
+
+
+def agreement(answers: pd.DataFrame) -> dict[str, float]:
+    """Return by kind the share of GRPO's prompts with the same answer as in transformers, in [0, 1]."""
+    rows = answers[answers["method"] == SUBJECT].set_index(["seed", "shots", "question_id"])
+    theirs = rows.loc[rows["kind"] == TRANSFORMERS, "prediction"]
+    shares = {}
+    for kind, own in rows[rows["kind"] != TRANSFORMERS].groupby("kind", sort=False):
+        shares[str(kind)] = float((own["prediction"] == theirs.reindex(own.index)).mean())
+    return shares
+
+
+def metrics(
+    accuracy: pd.DataFrame, differences: pd.DataFrame, agreed: Mapping[str, float]
+) -> dict[str, dict[str, Any]]:
+    """Return by kind: `shots_<k>`, the accuracy of GRPO's demos (0: no demos); `agreement`; and `over_<against>` at the
+    largest shot count, each with `difference`, `ci_low` and `ci_high`. Six digits."""
+    result: dict[str, dict[str, Any]] = {}
+    shown = accuracy[accuracy["method"].isin([ZERO, SUBJECT])]
+    for row in shown.itertuples():
+        result.setdefault(str(row.kind), {})[f"shots_{row.shots}"] = round(float(str(row.accuracy)), 6)
+    for kind, share in agreed.items():
+        result[kind]["agreement"] = round(share, 6)
+    last = differences[differences["shots"] == differences["shots"].max()]
+    for row in last.to_dict("records"):
+        figures = {name: round(float(row[name]), 6) for name in ("difference", "ci_low", "ci_high")}
+        result[str(row["kind"])][f"over_{row['against']}"] = figures
+    return result
+
+
+def _cells(answers: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
+    """Return the scores (seeds x questions) of each kind, method and shot count, kinds in the order of the rows.
+
+    Raises `LeverlabError` when a question has no answer, or two.
+    """
+    cells: dict[tuple[str, str, int], pd.DataFrame] = {}
+    for (kind, method, shots), rows in answers.groupby(["kind", "method", "shots"], sort=False):
+        if rows.duplicated(["seed", "question_id"]).any():
+            raise LeverlabError(f"{kind} has two answers of {method} at {shots} shots to one question; run gguf-800")
+        scores = rows.pivot(index="seed", columns="question_id", values="vqa_accuracy").sort_index(axis=1)
+        if scores.isna().to_numpy().any():
+            raise LeverlabError(f"{kind} lacks answers of {method} at {shots} shots; run gguf-800")
+        cells[str(kind), str(method), int(str(shots))] = scores
+    return cells
