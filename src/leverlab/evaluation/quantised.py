@@ -56,20 +56,17 @@ def differences_table(answers: pd.DataFrame, resamples: int = 10_000, seed: int 
     Columns: kind, against, shots, difference, ci_low, ci_high, p_value, p_holm (over all rows), verdict.
     Raises `LeverlabError` as `paired_difference`.
     """
-    cells, rows = _cells(answers), []
+    cells, kinds, rows = _cells(answers), set(answers["kind"]), []
     for (kind, method, shots), ours in cells.items():
         if method != SUBJECT:
             continue
-        others = {name: cells.get((name, SUBJECT, shots)) for name in REFERENCES if name != kind}
-        if kind == TRANSFORMERS:  # others are compared with it, not it with them
-            others = {}
-        others[RANDOM] = cells.get((kind, RANDOM, shots))
-        for against, theirs in others.items():
-            if theirs is None:
-                continue
-            found = paired_difference(
-                ours.to_numpy(), theirs.to_numpy(), ours.columns.tolist(), theirs.columns.tolist(), resamples, seed=seed
-            )
+        references = () if kind == TRANSFORMERS else tuple(name for name in REFERENCES if name != kind)
+        # the same demos in two kinds: seeds are paired as questions are, so a question's mean is what differs
+        pairs = {name: (ours.mean(), cells[name, SUBJECT, shots].mean()) for name in references if name in kinds}
+        if (kind, RANDOM, shots) in cells:
+            pairs[RANDOM] = (ours, cells[kind, RANDOM, shots])
+        for against, (a, b) in pairs.items():
+            found = paired_difference(a.to_numpy(), b.to_numpy(), resamples=resamples, seed=seed)
             rows.append((kind, against, shots, found.difference, found.ci_low, found.ci_high, found.p_value))
     table = pd.DataFrame(rows, columns=["kind", "against", "shots", "difference", "ci_low", "ci_high", "p_value"])
     table["p_holm"] = holm(table["p_value"])
@@ -93,7 +90,7 @@ def metrics(
     """Return by kind: `shots_<k>`, the accuracy of GRPO's demos (0: no demos); `agreement`; and `over_<against>` at the
     largest shot count, each with `difference`, `ci_low` and `ci_high`. Six digits."""
     result: dict[str, dict[str, Any]] = {}
-    shown = accuracy[accuracy["method"].isin([ZERO, SUBJECT])]
+    shown = accuracy[accuracy["method"].isin([ZERO, SUBJECT])].sort_values("shots", kind="stable")
     for row in shown.itertuples():
         result.setdefault(str(row.kind), {})[f"shots_{row.shots}"] = round(float(str(row.accuracy)), 6)
     for kind, share in agreed.items():
@@ -111,10 +108,11 @@ def _cells(answers: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
     Raises `LeverlabError` when a question has no answer, or two.
     """
     cells: dict[tuple[str, str, int], pd.DataFrame] = {}
+    questions = sorted(set(answers["question_id"]))
     for (kind, method, shots), rows in answers.groupby(["kind", "method", "shots"], sort=False):
         if rows.duplicated(["seed", "question_id"]).any():
             raise LeverlabError(f"{kind} has two answers of {method} at {shots} shots to one question; run gguf-800")
-        scores = rows.pivot(index="seed", columns="question_id", values="vqa_accuracy").sort_index(axis=1)
+        scores = rows.pivot(index="seed", columns="question_id", values="vqa_accuracy").reindex(columns=questions)
         if scores.isna().to_numpy().any():
             raise LeverlabError(f"{kind} lacks answers of {method} at {shots} shots; run gguf-800")
         cells[str(kind), str(method), int(str(shots))] = scores

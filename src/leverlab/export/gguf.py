@@ -9,22 +9,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import gguf
 import numpy as np
 from gguf import GGUFValueType
-from numpy.typing import NDArray
 
 from leverlab.errors import LeverlabError
 from leverlab.export.checkpoint import Part
+from leverlab.export.gguf_file import contents, read_gguf, shape_of
 from leverlab.export.quantisation import KINDS, LARGEST, TYPES, Kind, errors, n_bytes, stored_type
 from leverlab.export.text_part import read_text_part
 from leverlab.export.tokenizer_fields import Value
 from leverlab.export.vision_part import read_vision_part
 
 _ENTRY_TYPES = {str: GGUFValueType.STRING, int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32}  # of lists
-_LONGEST = 1 << 20  # entries of a list: more than any vocabulary has, and little enough to read
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,9 @@ def compare(checkpoint: Path, path: Path, part: Literal["text", "vision"] = "tex
     a tensor is missing, unexpected, not finite or of another shape or type, and when a field (hyperparameter, token,
     merge, template) differs in type or value.
     """
-    fields, tensors = _read(path)
+    fields, tensors = read_gguf(path)
     source = read_text_part(checkpoint) if part == "text" else read_vision_part(checkpoint)
-    file_type = _contents(fields["general.file_type"], path) if "general.file_type" in fields else None
+    file_type = contents(fields["general.file_type"], path) if "general.file_type" in fields else None
     kinds = [kind for kind, (_, known) in TYPES.items() if file_type == known]
     if not kinds:
         raise LeverlabError(f"{path}: general.file_type {file_type} is none of {', '.join(KINDS)}; export again")
@@ -109,7 +108,7 @@ def compare(checkpoint: Path, path: Path, part: Literal["text", "vision"] = "tex
     result = []
     for name, tensor in source.tensors.items():
         stored, found = stored_type(tensor.shape, kinds[0]), tensors[name]
-        shape = tuple(int(size) for size in reversed(found.shape))  # ggml counts dimensions from the innermost
+        shape = shape_of(found)
         if (found.tensor_type, shape) != (stored, tensor.shape):
             raise LeverlabError(
                 f"{path}: {name} is {found.tensor_type.name} {shape}, not {stored.name} {tensor.shape}; export again"
@@ -159,46 +158,9 @@ def _written_aside(out: Path, architecture: str) -> Iterator[gguf.GGUFWriter]:
             aside.unlink(missing_ok=True)
 
 
-class _Reader(gguf.GGUFReader):
-    """The package's reader, which by itself reads on behind the end of the file, into lists of any length and depth."""
-
-    def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> NDArray[Any]:
-        values = super()._get(offset, dtype, count, override_order)
-        if len(values) != count:
-            raise ValueError(f"it ends before the {count} value(s) at byte {offset}")
-        return values
-
-    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-        if raw_type == GGUFValueType.ARRAY:
-            kind, length = int(self._get(orig_offs, np.uint32)[0]), int(self._get(orig_offs + 4, np.uint64)[0])
-            if kind == GGUFValueType.ARRAY or length > _LONGEST:
-                raise ValueError(f"it holds a list of lists or of more than {_LONGEST} entries at byte {orig_offs}")
-        return super()._get_field_parts(orig_offs, raw_type)
-
-
-def _read(path: Path) -> tuple[dict[str, gguf.ReaderField], dict[str, gguf.ReaderTensor]]:
-    """Return the fields and the tensors (values mapped, not read) of a GGUF file."""
-    try:
-        with np.errstate(over="raise"):  # an offset beyond 64 bits
-            reader = _Reader(path)
-        end = reader.data_offset
-        for tensor in reader.tensors:
-            if tensor.data_offset != end:
-                raise ValueError(f"{tensor.name} lies at byte {tensor.data_offset}, not {end}")
-            end = gguf.GGUFWriter.ggml_pad(end + tensor.n_bytes, reader.alignment)
-        if path.stat().st_size != end:
-            raise ValueError("its size is not what its tensors add up to")
-    except FileNotFoundError:
-        raise LeverlabError(f"{path} does not exist; export it first") from None
-    except (OSError, ValueError, IndexError, KeyError, ArithmeticError) as error:
-        raise LeverlabError(f"{path} is truncated or no GGUF file ({error}); export it again") from None
-    fields = {name: field for name, field in reader.fields.items() if not name.startswith("GGUF.")}
-    return fields, {tensor.name: tensor for tensor in reader.tensors}
-
-
 def _compare_fields(expected: dict[str, Value], found: dict[str, gguf.ReaderField], path: Path) -> None:
     for key in sorted(expected.keys() | found.keys()):
-        wanted, value = expected.get(key), _contents(found[key], path) if key in found else None
+        wanted, value = expected.get(key), contents(found[key], path) if key in found else None
         if wanted is None and key.startswith("general."):  # a name or an author changes no answer
             continue
         if isinstance(wanted, float):
@@ -219,13 +181,6 @@ def _compare_fields(expected: dict[str, Value], found: dict[str, gguf.ReaderFiel
         if wanted is not None and (types := found[key].types) != _types(wanted):
             names = ", ".join(kind.name for kind in types)
             raise LeverlabError(f"{path}: {key} is of type {names}, which llama.cpp does not take; export again")
-
-
-def _contents(field: gguf.ReaderField, path: Path) -> Any:
-    try:
-        return field.contents()
-    except ValueError as error:
-        raise LeverlabError(f"{path}: {field.name} is no UTF-8 text ({error}); export again") from None
 
 
 def _types(value: Value) -> list[GGUFValueType]:

@@ -18,9 +18,10 @@ from leverlab.errors import LeverlabError
 from leverlab.export.checkpoint import Arrangement, Expected, Part, check_layers, mapping, match, stored_tensors
 from leverlab.export.text_part import Single, Size
 from leverlab.export.tokenizer_fields import Value, read_json
+from leverlab.export.vision_geometry import MERGE, ROTARY_BASE, WINDOW
 
 ARCHITECTURE = "clip"
-MERGE, WINDOW, ROTARY_BASE, BICUBIC = 2, 112, 10000.0, 3
+BICUBIC = 3
 NORM_EPS = 1e-6  # written into transformers' model, too
 _IMAGE_SIZE = 560  # llama.cpp wants the key; for this architecture it decides only how its warm-up image looks
 

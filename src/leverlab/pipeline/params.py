@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leverlab.config.base import Section, parse_section, read_params
+from leverlab.config.benchmark import BenchmarkParams
 from leverlab.config.data import DataParams
 from leverlab.config.gguf import GgufParams, RuntimeParams
 from leverlab.config.grpo import GrpoParams
@@ -35,6 +36,7 @@ SECTIONS: dict[str, type[Section]] = {
     "infer": InferParams,
     "gguf": GgufParams,
     "runtime": RuntimeParams,
+    "benchmark": BenchmarkParams,
     "report": ReportParams,
 }
 

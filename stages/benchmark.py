@@ -1,0 +1,78 @@
+"""benchmark: speed and memory of the exported files in llama.cpp, beside transformers in the same run."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from leverlab.config.benchmark import BenchmarkParams
+from leverlab.config.gguf import AnsweringVlm, GgufKinds, RuntimeParams
+from leverlab.deploy.benchmark import Prompts, Run, run_llama_cpp, run_transformers, summary
+from leverlab.deploy.llama_cpp import LlamaCppError, Settings
+from leverlab.evaluation.quantised import SUBJECT, ZERO
+from leverlab.evaluation.summary import ANSWER_SCHEMA
+from leverlab.export.vision_part import image_tokens
+from leverlab.files import write_text
+from leverlab.records import read_examples, read_table
+from leverlab.stage import Stage, run_stage
+
+MMPROJ = "mmproj-f16.gguf"
+DTYPES = ("float32", "bfloat16")  # of transformers
+
+
+def body(stage: Stage) -> None:
+    """Write the medians of each engine; engines take turns in every run, so that a busy minute hits all of them."""
+    params, vlm = stage.section("benchmark", BenchmarkParams), stage.section("vlm", AnsweringVlm)
+    kinds, runtime = stage.section("gguf", GgufKinds).kinds, stage.section("runtime", RuntimeParams)
+    models, prompts = stage.dep("models/gguf"), _prompts(stage, params.questions)
+    settings = Settings(image_tokens(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
+    runs: dict[str, list[Run]] = {f"transformers {dtype}": [] for dtype in DTYPES} | {kind: [] for kind in kinds}
+    errors: dict[str, str] = {}
+    for _ in stage.progress(range(params.runs), "runs", params.runs):
+        for dtype in DTYPES:
+            runs[f"transformers {dtype}"].append(
+                run_transformers(vlm.source, dtype, runtime.threads, prompts, vlm.max_new_tokens)
+            )
+        for kind in (kind for kind in kinds if kind not in errors):
+            try:
+                run = run_llama_cpp(
+                    models / f"text-{kind}.gguf", models / MMPROJ, settings, prompts, vlm.max_new_tokens
+                )
+                runs[kind].append(run)
+            except LlamaCppError as error:
+                errors[kind] = str(error)
+                stage.say(f"NOT MEASURED: {kind}: {error}")
+    figures: dict[str, Any] = {
+        "deterministic": False,
+        "machine": {"processor": platform.machine(), "cpus": os.cpu_count(), "threads": runtime.threads},
+        "questions": params.questions,
+        "runs": params.runs,
+        "engines": {
+            name: {"error": errors[name]} if name in errors else summary(found) | _file_size(models, name)
+            for name, found in runs.items()
+        },
+    }
+    write_text(stage.out("reports/benchmark.json"), json.dumps(figures, indent=2) + "\n")
+
+
+def _prompts(stage: Stage, questions: int) -> Prompts:
+    """Return the first test questions with GRPO's demos of the first seed, by shot count."""
+    data = stage.dep("data/prepared")
+    demos = {demo.id: demo for demo in read_examples(data / "pool.parquet")}
+    asked = read_examples(data / "test.parquet")[:questions]
+    answers = read_table(stage.dep("data/answers.parquet"), ANSWER_SCHEMA).to_pandas()
+    shown = answers[answers["method"].isin([ZERO, SUBJECT]) & (answers["seed"] == answers["seed"].min())]
+    return {
+        int(str(shots)): [([demos[demo] for demo in rows.loc[question.id, "demos"]], question) for question in asked]
+        for shots, rows in ((shots, rows.set_index("question_id")) for shots, rows in shown.groupby("shots"))
+    }
+
+
+def _file_size(models: Path, kind: str) -> dict[str, float]:
+    path = models / f"text-{kind}.gguf"
+    return {"file_mib": round(path.stat().st_size / 2**20, 3)} if path.exists() else {}
+
+
+if __name__ == "__main__":
+    run_stage("benchmark", body)
