@@ -27,7 +27,7 @@ def body(stage: Stage) -> None:
     kinds, runtime = stage.section("gguf", GgufKinds).kinds, stage.section("runtime", RuntimeParams)
     models, prompts = stage.dep("models/gguf"), _prompts(stage, params.questions)
     settings = Settings(image_tokens(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
-    runs: dict[str, list[Run]] = {f"transformers {dtype}": [] for dtype in DTYPES} | {kind: [] for kind in kinds}
+    runs: dict[str, list[Run]] = {name: [] for name in (*(f"transformers {dtype}" for dtype in DTYPES), *kinds)}
     errors: dict[str, str] = {}
     for _ in stage.progress(range(params.runs), "runs", params.runs):
         for dtype in DTYPES:

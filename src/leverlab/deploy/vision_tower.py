@@ -245,9 +245,9 @@ def _reordered(values: Array, order: NDArray[np.int64]) -> Array:
 
 
 def _rotated(values_HPE: Array, cos_PE: Array, sin_PE: Array) -> Array:
-    left, right = np.split(values_HPE, 2, axis=-1)
-    result: Array = values_HPE * cos_PE + np.concatenate([-right, left], axis=-1) * sin_PE
-    return result
+    half = values_HPE.shape[-1] // 2
+    turned_HPE: Array = np.concatenate([-values_HPE[..., half:], values_HPE[..., :half]], axis=-1)
+    return values_HPE * cos_PE + turned_HPE * sin_PE
 
 
 def _attend(query_HPE: Array, key_HPE: Array, value_HPE: Array) -> Array:
@@ -257,6 +257,7 @@ def _attend(query_HPE: Array, key_HPE: Array, value_HPE: Array) -> Array:
     step, chunks = max(1, _SCORES // (heads * patches)), []
     for start in range(0, patches, step):
         scores = query_HPE[:, start : start + step] @ key_HEP
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        scores -= scores.max(axis=-1, keepdims=True)
+        np.exp(scores, out=scores)
         chunks.append(scores @ value_HPE / scores.sum(axis=-1, keepdims=True))
     return np.concatenate(chunks, axis=1)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
-from scipy.special import erf, expit
+from scipy.special import erf, expit, softmax
 
 from leverlab.errors import LeverlabError
 from leverlab.files import write_bytes, write_text
@@ -107,6 +107,12 @@ class InferenceSelector:
 
         `query` holds image and question features (N, D), `demos` image, question and answer features (N, K, D).
         """
+        return self.pick_scored(query, demos, shots)[0]
+
+    def pick_scored(
+        self, query: Sequence[NDArray[Any]], demos: Sequence[NDArray[Any]], shots: int
+    ) -> tuple[NDArray[np.int64], Array]:
+        """Return the greedy picks as `pick`, and the probability (N, shots) that the policy gives to each."""
         if shots > demos[0].shape[1]:
             raise LeverlabError(f"{shots} distinct demos cannot be picked from {demos[0].shape[1]} candidates")
         v_NW, q_NW = self._linear("image", query[0]), self._linear("question", query[1])
@@ -122,6 +128,7 @@ class InferenceSelector:
         barred_NK = np.zeros(key_NKW.shape[:2], dtype=bool)
         barred_NK[:, demos[0].shape[1] :] = True  # a list may not end before its first demo
         picks: list[NDArray[np.int64]] = []
+        scores: list[Array] = []
         for _ in range(shots):
             logits_NK = self._scores(self._norm("norm", state_NW), key_NKW)
             if self.architecture.mmr and picks:
@@ -129,12 +136,13 @@ class InferenceSelector:
             logits_NK[barred_NK] = -np.inf
             pick_N = logits_NK.argmax(axis=1)
             picks.append(pick_N)
+            scores.append(softmax(logits_NK, axis=1)[rows, pick_N])
             barred_NK[rows, pick_N] = True
             if self.architecture.stop:
                 barred_NK[pick_N == demos[0].shape[1]] = True
                 barred_NK[:, -1] = False
             state_NW = self._update(demo_NKW[rows, pick_N], state_NW)
-        return np.stack(picks, axis=1)
+        return np.stack(picks, axis=1), np.stack(scores, axis=1)
 
     def _keys(self, demo_NKW: Array) -> Array:
         return self._linear("key", demo_NKW) if self.architecture.head == "dot" else self._product("key", demo_NKW)

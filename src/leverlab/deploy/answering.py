@@ -1,0 +1,72 @@
+"""Engines that answer a prompt of demos and a question: llama.cpp with a file of the bundle, or transformers."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from leverlab.deploy.bundle import Bundle
+from leverlab.deploy.llama_cpp import LlamaCpp, Settings, chat_messages
+from leverlab.errors import LeverlabError
+from leverlab.records import Example
+
+TRANSFORMERS = "transformers"
+
+
+class Engine(Protocol):
+    """Something that answers."""
+
+    def answer(self, demos: Sequence[Example], question: Example) -> str:
+        """Return the greedy answer, without surrounding space."""
+
+
+class LlamaCppEngine:
+    """A text file of a bundle in llama.cpp."""
+
+    def __init__(self, model: LlamaCpp, max_new_tokens: int):
+        self._model, self._max_new_tokens = model, max_new_tokens
+
+    def answer(self, demos: Sequence[Example], question: Example) -> str:
+        """Return the greedy answer. Raises `LlamaCppError` when the runtime fails."""
+        return self._model.answer(chat_messages(demos, question), self._max_new_tokens).text
+
+
+class TransformersEngine:
+    """The checkpoint that the bundle was exported from, in transformers and float32."""
+
+    def __init__(self, source: str, max_new_tokens: int):
+        from leverlab.vlm.model import load_vlm  # torch and transformers, for this engine alone
+        from leverlab.vlm.prompt import PromptFormat
+
+        self._vlm, self._max_new_tokens = load_vlm(source, "float32"), max_new_tokens
+        self._format = PromptFormat(self._vlm.processor)
+
+    def answer(self, demos: Sequence[Example], question: Example) -> str:
+        """Return the greedy answer."""
+        inputs = self._vlm.processor(
+            text=self._format.render_prompt(list(demos), question),
+            images=[example.open_image() for example in (*demos, question)],
+            return_tensors="pt",
+        ).to(self._vlm.device)
+        ids = self._vlm.model.generate(**inputs, max_new_tokens=self._max_new_tokens, do_sample=False)
+        return self._format.decode(ids[0, inputs["input_ids"].shape[1] :].tolist())
+
+
+@contextlib.contextmanager
+def engine(bundle: Bundle, kind: str, threads: int, seconds: float) -> Iterator[Engine]:
+    """Yield the engine `kind`: the type of one of the bundle's text files (`q8_0`), or `transformers`.
+
+    Raises `LeverlabError` when the bundle has no such file, or the engine cannot be loaded.
+    """
+    info = bundle.info
+    if kind == TRANSFORMERS:
+        yield TransformersEngine(info.vlm, info.max_new_tokens)
+        return
+    name = f"text-{kind}.gguf"
+    if name not in info.texts:
+        kinds = [text.removeprefix("text-").removesuffix(".gguf") for text in info.texts]
+        raise LeverlabError(f"the bundle has no engine '{kind}'; it has {', '.join(kinds)} and {TRANSFORMERS}")
+    fewest, most = info.image_tokens
+    settings = Settings((fewest, most), info.context, threads, seconds)
+    with LlamaCpp(Path(bundle.folder) / name, bundle.folder / info.mmproj, settings) as model:
+        yield LlamaCppEngine(model, info.max_new_tokens)

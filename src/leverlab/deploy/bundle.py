@@ -1,0 +1,200 @@
+"""The bundle: a trained selector, its pool and the exported answering model in one folder, to use without the pipeline.
+
+Picking demos needs neither torch nor transformers: features of a new image and question come from the GGUF files.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from leverlab.deploy.features import FeatureEncoder
+from leverlab.errors import LeverlabError
+from leverlab.records import Example, read_examples
+from leverlab.selector.candidates import SAMPLERS, draw_candidates
+from leverlab.selector.features import FeatureTable, Vectors, read_features
+from leverlab.selector.inference import InferenceSelector
+
+INFO, SELECTOR, SETTINGS, POOL, FEATURES = (
+    "bundle.json",
+    "selector.safetensors",
+    "config.json",
+    "pool.parquet",
+    "features.parquet",
+)
+SMALL = (SELECTOR, SETTINGS, POOL, FEATURES)  # their digests are checked on loading; GGUF files by their size
+VLM_ENCODER = "vlm"  # features come from the answering model itself
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class BundledFile(_Strict):
+    """One file of the bundle."""
+
+    bytes: int = Field(ge=1)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class BundleInfo(_Strict):
+    """What bundle.json says.
+
+    files: by name. texts: the GGUF files of the text part, the most exact first; mmproj: the vision part. encoder: what
+    makes the features, `vlm` for the answering model itself. image_tokens: fewest and most tokens of an image. context:
+    tokens of a prompt with its answer. equal_picks: of `compared_picks` on validation questions, how many come out
+    equal when features are made from the bundle's files instead of the pipeline's. gates, params: the pipeline's;
+    inputs: digests of all that went into the bundle.
+    """
+
+    format: Literal["leverlab-bundle-1"] = "leverlab-bundle-1"
+    method: str
+    seed: int
+    epoch: int
+    val_accuracy: float = Field(ge=0, le=1)
+    shots: int = Field(ge=1)
+    sampler: str
+    candidates: int = Field(ge=1)
+    sampler_seed: int = Field(ge=0)
+    encoder: str
+    vlm: str
+    texts: list[str] = Field(min_length=1)
+    mmproj: str
+    image_tokens: list[int] = Field(min_length=2, max_length=2)
+    context: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1)
+    compared_picks: int
+    equal_picks: int
+    files: dict[str, BundledFile]
+    gates: list[dict[str, Any]]
+    params: dict[str, Any]
+    inputs: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A demo that the selector picked, and the probability that it gave to it among the candidates, in [0, 1]."""
+
+    demo: Example
+    score: float
+
+
+class Bundle:
+    """A bundle in use. Raises `LeverlabError` when a file of it is missing, cut or changed, or its pool is empty."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.info = folder, _read_info(folder)
+        _check_files(folder, self.info)
+        self.pool = read_examples(folder / POOL)
+        if len(self.pool) < self.info.candidates:
+            raise LeverlabError(
+                f"{folder / POOL} holds {len(self.pool)} demos, fewer than the {self.info.candidates} candidates of a "
+                "question; make the bundle again with dvc repro bundle"
+            )
+        self._features = read_features(folder / FEATURES)
+        self._selector = InferenceSelector.load(folder)
+        self._image_ids = {demo.image: demo.image_id for demo in self.pool}
+        self._demos = {demo.id: demo for demo in self.pool}
+
+    @cached_property
+    def encoder(self) -> FeatureEncoder:
+        """The encoder of new images and questions. Raises `LeverlabError` when the bundle cannot have one."""
+        if self.info.encoder != VLM_ENCODER:
+            raise LeverlabError(
+                f"this selector reads features of '{self.info.encoder}', which the bundle does not hold; train with "
+                "prepare.encoder = vlm and sft.encoder.train = none"
+            )
+        fewest, most = self.info.image_tokens
+        return FeatureEncoder.load(self.folder / self.info.mmproj, self.folder / self.info.texts[0], (fewest, most))
+
+    def question(self, image: bytes, question: str) -> Example:
+        """Return a new question about an encoded image (PNG, JPEG …), named by a digest of both.
+
+        Raises `LeverlabError` when the image cannot be decoded or the question is empty.
+        """
+        if not question.strip():
+            raise LeverlabError("the question is empty; ask something about the image")
+        name = hashlib.sha256(image + question.encode()).hexdigest()[:16]
+        example = Example(name, image, self._image_ids.get(image, f"image-{name}"), question, "", ("?",))
+        example.open_image()
+        return example
+
+    def pick(self, question: Example, shots: int, candidates: Sequence[str] | None = None) -> list[Pick]:
+        """Return the demos for `question`, best first: `shots` of them, or fewer where the policy stops.
+
+        candidates: ids to pick from; by default the bundle's sampler draws them. The same question gets the same demos.
+        Raises `LeverlabError` for a shot count that the selector was not trained for.
+        """
+        if not 0 <= shots <= self.info.shots:
+            raise LeverlabError(f"{shots} shots were asked for; this selector picks 0 to {self.info.shots}")
+        if shots == 0:
+            return []
+        vectors = self._vectors(question)
+        chosen = list(candidates) if candidates is not None else self._candidates(question, vectors)
+        rows = self._features.rows(chosen)
+        parts = (self._features.image_ND, self._features.question_ND, self._features.answer_ND)
+        picks, scores = self._selector.pick_scored(vectors, [part[None, rows] for part in parts], shots)
+        return [
+            Pick(self._demos[chosen[pick]], float(score))
+            for pick, score in zip(picks[0], scores[0], strict=True)
+            if pick < len(chosen)
+        ]
+
+    def _vectors(self, question: Example) -> tuple[Vectors, Vectors]:
+        image, text = self.encoder.image(question.open_image()), self.encoder.text(question.question)
+        return image[None], text[None]
+
+    def _candidates(self, question: Example, vectors: tuple[Vectors, Vectors]) -> list[str]:
+        known = self._features
+        nothing = np.zeros((1, known.answer_ND.shape[1]), dtype=np.float32)
+        table = FeatureTable(
+            (*known.ids, question.id),
+            np.concatenate([known.image_ND, vectors[0]]),
+            np.concatenate([known.question_ND, vectors[1]]),
+            np.concatenate([known.answer_ND, nothing]),
+        )
+        info = self.info
+        drawn = draw_candidates(
+            info.sampler, "new", [question], self.pool, table, info.candidates, sets=1, seed=info.sampler_seed
+        )
+        return list(drawn[0].candidates)
+
+
+def _read_info(folder: Path) -> BundleInfo:
+    path = folder / INFO
+    try:
+        info = BundleInfo.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise LeverlabError(f"{folder} is no bundle: {INFO} is missing; make one with dvc repro bundle") from None
+    except (OSError, ValidationError) as error:
+        problem = " ".join(str(error).split())[:300]
+        raise LeverlabError(f"{path} cannot be read ({problem}); make the bundle again with dvc repro bundle") from None
+    if info.sampler not in SAMPLERS or not set(info.texts) | {info.mmproj, *SMALL} <= info.files.keys():
+        raise LeverlabError(f"{path} names an unknown sampler, or files that it does not list; make the bundle again")
+    return info
+
+
+def _check_files(folder: Path, info: BundleInfo) -> None:
+    for name, expected in info.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise LeverlabError(f"the bundle lacks {path}; copy it whole, or make it again with dvc repro bundle")
+        size = path.stat().st_size
+        if size != expected.bytes:
+            raise LeverlabError(
+                f"{path} has {size:,} bytes, not the {expected.bytes:,} of {INFO}: it is cut, or of another bundle; "
+                "copy it again"
+            )
+        if name in SMALL and digest_of(path) != expected.sha256:
+            raise LeverlabError(f"{path} is not the file that {INFO} lists; copy it again")
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

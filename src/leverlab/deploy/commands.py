@@ -1,0 +1,104 @@
+"""The commands of `leverlab` that use a bundle: select and predict. The library is imported inside them."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from leverlab.deploy.bundle import Bundle, Pick
+    from leverlab.records import Example
+
+Folder = Annotated[Path, typer.Option(help="Folder of the bundle.")]
+Shots = Annotated[int | None, typer.Option(min=0, help="Demos to show; by default as many as the selector picks.")]
+Engine = Annotated[str, typer.Option(help="What answers: f16, q8_0, q5_0, q4_0 (llama.cpp), or transformers.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads of llama.cpp.")]
+Seconds = Annotated[float, typer.Option(min=0.001, help="That loading, or one answer, may take.")]
+BUNDLE = Path("models/bundle")
+
+
+def select(
+    image: Annotated[Path, typer.Option(help="An image file.")],
+    question: Annotated[str, typer.Option(help="The question about it.")],
+    bundle: Folder = BUNDLE,
+    shots: Shots = None,
+    answer: Annotated[bool, typer.Option("--answer", help="Answer the question, too.")] = False,
+    engine: Engine = "q8_0",
+    threads: Threads = 1,
+    seconds: Seconds = 60.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print an object; its messages are ready for a chat completions server.")
+    ] = False,
+) -> None:
+    """Pick demos for a question about an image, and print them with the prompt."""
+    from leverlab.deploy import answering
+    from leverlab.deploy.bundle import Bundle
+    from leverlab.deploy.llama_cpp import chat_messages
+    from leverlab.errors import LeverlabError
+
+    opened = Bundle(bundle)
+    try:
+        content = image.read_bytes()
+    except OSError as error:
+        raise LeverlabError(f"the image {image} cannot be read ({error.strerror})") from None
+    asked = opened.question(content, question)
+    picks = opened.pick(asked, opened.info.shots if shots is None else shots)
+    demos = [pick.demo for pick in picks]
+    said = None
+    if answer:
+        with answering.engine(opened, engine, threads, seconds) as model:
+            said = model.answer(demos, asked)
+    if as_json:
+        shown: dict[str, Any] = {
+            "picks": [{"id": pick.demo.id, "score": pick.score} for pick in picks],
+            "messages": chat_messages(demos, asked),
+        }
+        typer.echo(json.dumps(shown | ({} if said is None else {"answer": said}), indent=2))
+        return
+    _print(opened, picks, asked, said)
+
+
+def _print(bundle: "Bundle", picks: Sequence["Pick"], asked: "Example", said: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "demo", "score", "question", "answer", title=f"demos picked by {bundle.info.method}")
+    for place, pick in enumerate(picks, 1):
+        demo = pick.demo
+        table.add_row(str(place), demo.id, f"{pick.score:.3f}", demo.question, demo.answer)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print("prompt:")
+    for demo in (pick.demo for pick in picks):
+        console.print(f"  user: [image of {demo.id}] {demo.question}\n  assistant: {demo.answer}")
+    console.print(f"  user: [your image] {asked.question}")
+    if said is not None:
+        console.print(f"answer: {said}")
+
+
+def predict(
+    questions: Annotated[Path, typer.Argument(help="A parquet file with the columns id, image and question.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The parquet file to write.")],
+    bundle: Folder = BUNDLE,
+    shots: Shots = None,
+    engine: Engine = "q8_0",
+    threads: Threads = 1,
+    seconds: Seconds = 60.0,
+) -> None:
+    """Answer a file of questions with a bundle; a run that was stopped goes on where it was."""
+    from tqdm import tqdm
+
+    from leverlab.deploy import answering
+    from leverlab.deploy.bundle import Bundle
+    from leverlab.deploy.predict import predict as predict_all
+
+    opened = Bundle(bundle)
+
+    def track(left: Sequence[tuple[str, "Example"]], done: int) -> Iterable[tuple[str, "Example"]]:
+        return tqdm(left, desc="questions", total=len(left) + done, initial=done)
+
+    with answering.engine(opened, engine, threads, seconds) as model:
+        count = predict_all(opened, model, engine, questions, out, opened.info.shots if shots is None else shots, track)
+    typer.echo(f"{out} is written; {count} answers are new")

@@ -1,0 +1,103 @@
+"""Answers to a file of questions with a bundle, resumable."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from leverlab.deploy.answering import Engine
+from leverlab.deploy.bundle import INFO, Bundle, digest_of
+from leverlab.errors import LeverlabError
+from leverlab.files import write_bytes
+from leverlab.records import Example, read_table, write_table
+
+COLUMNS = ("id", "image", "question")
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("question", pa.string()),
+        ("demos", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float64())),
+        ("answer", pa.string()),
+    ]
+)
+Track = Callable[[Sequence[tuple[str, Example]], int], Iterable[tuple[str, Example]]]
+
+
+def read_questions(path: Path, bundle: Bundle) -> list[tuple[str, Example]]:
+    """Return the ids and questions of a parquet file with the columns id, image (bytes, or a struct with bytes) and
+    question.
+
+    Raises `LeverlabError` naming the row that is wrong: an id twice, no image, an image that cannot be decoded, or an
+    empty question.
+    """
+    found: dict[str, Example] = {}
+    for number, row in enumerate(read_table(path, COLUMNS).select(COLUMNS).to_pylist()):
+        where = f"{path} row {number}"
+        image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+        if not isinstance(row["id"], str) or row["id"] in found:
+            raise LeverlabError(f"{where}: the id {row['id']!r} is no text, or comes twice; give every row its own")
+        if not isinstance(image, bytes) or not isinstance(row["question"], str):
+            raise LeverlabError(f"{where} (id '{row['id']}') lacks the image's bytes or the question; add or drop it")
+        try:
+            found[row["id"]] = bundle.question(image, row["question"])
+        except LeverlabError as error:
+            raise LeverlabError(f"{where} (id '{row['id']}'): {error}") from None
+    if not found:
+        raise LeverlabError(f"{path} holds no questions")
+    return list(found.items())
+
+
+def predict(bundle: Bundle, engine: Engine, kind: str, questions: Path, out: Path, shots: int, track: Track) -> int:
+    """Write the picks and the answers to `questions` to the parquet file `out`; return how many were computed now.
+
+    kind: the engine's name. track: yields the questions that it is given, and shows progress from the number of those
+    done before. Each answer is kept beside `out` as it comes, so that a run that was killed goes on where it stopped.
+    Raises `LeverlabError` as `read_questions`, and when what is kept there belongs to another run.
+    """
+    asked = read_questions(questions, bundle)
+    of = hashlib.sha256(
+        json.dumps([digest_of(bundle.folder / INFO), digest_of(questions), kind, shots]).encode()
+    ).hexdigest()
+    kept = out.with_name(f"{out.name}.partial.jsonl")
+    rows = _kept_rows(kept, of)
+    left = [(name, question) for name, question in asked if name not in rows]
+    with kept.open("a", encoding="utf-8") as file:
+        if not rows and file.tell() == 0:
+            file.write(json.dumps({"of": of}) + "\n")
+        for name, question in track(left, len(rows)):
+            picks = bundle.pick(question, shots)
+            rows[name] = {
+                "id": name,
+                "question": question.question,
+                "demos": [pick.demo.id for pick in picks],
+                "scores": [pick.score for pick in picks],
+                "answer": engine.answer([pick.demo for pick in picks], question),
+            }
+            file.write(json.dumps(rows[name]) + "\n")
+            file.flush()
+    write_table(out, [rows[name] for name, _ in asked], SCHEMA)
+    kept.unlink()
+    return len(left)
+
+
+def _kept_rows(path: Path, of: str) -> dict[str, dict[str, Any]]:
+    """Return the answers of an earlier run that was stopped. Its last line may be cut, and is left out then."""
+    if not path.exists():
+        return {}
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    try:
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if lines and lines[0] != {"of": of}:
+            raise LeverlabError(
+                f"{path} belongs to a run with other questions, another bundle or other options; delete it, or give "
+                "another name to --out"
+            )
+        rows = {line["id"]: line for line in lines[1:]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise LeverlabError(f"{path} is damaged ({error}); delete it and run again") from None
+    write_bytes(path, whole + b"\n" if lines else b"")
+    return rows

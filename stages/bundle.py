@@ -1,0 +1,115 @@
+"""bundle: the selector, its pool and the exported model in one folder, with proof that it picks the same demos."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from leverlab.config.gguf import RuntimeParams
+from leverlab.config.prepare import PrepareParams
+from leverlab.config.vlm import EvalParams, VlmParams
+from leverlab.deploy.bundle import (
+    FEATURES,
+    INFO,
+    POOL,
+    SELECTOR,
+    SETTINGS,
+    VLM_ENCODER,
+    BundledFile,
+    BundleInfo,
+    digest_of,
+)
+from leverlab.deploy.bundle_guide import MODELFILE, README, modelfile, readme
+from leverlab.deploy.features import FeatureEncoder
+from leverlab.export.vision_part import image_tokens
+from leverlab.files import write_text
+from leverlab.selector.features import FeatureTable, read_features, write_features
+from leverlab.selector.inference import InferenceSelector
+from leverlab.stage import Stage, run_stage
+from leverlab.training.prepared import Prepared, features_of
+from leverlab.vlm.model import load_vlm
+from leverlab.vlm.prompt import PromptFormat
+
+MMPROJ = "mmproj-f16.gguf"
+EXACTNESS = ("f16", "q8_0", "q5_0", "q4_0")  # the most exact first
+TRAINED_ENCODER = "an encoder trained with the selector"
+
+
+def body(stage: Stage) -> None:
+    """Write the folder, and compare its picks with the pipeline's on all validation questions."""
+    prepare, vlm = stage.section("prepare", PrepareParams), stage.section("vlm", VlmParams)
+    selector_folder, gguf = stage.dep("models/selector"), stage.dep("models/gguf")
+    data, folder = Prepared(stage.dep("data/prepared"), ["val"]), stage.out("models/bundle")
+    folder.mkdir()
+    for name in (SELECTOR, SETTINGS):
+        shutil.copyfile(selector_folder / name, folder / name)
+    shutil.copyfile(Path("data/prepared") / POOL, folder / POOL)
+    trained = features_of(selector_folder)
+    table = read_features(trained or Path("data/prepared") / FEATURES)
+    rows = table.rows(demo.id for demo in data.pool)
+    pool = FeatureTable(
+        tuple(demo.id for demo in data.pool), table.image_ND[rows], table.question_ND[rows], table.answer_ND[rows]
+    )
+    write_features(folder / FEATURES, pool)
+    texts = sorted((path.name for path in gguf.glob("text-*.gguf")), key=_exactness)
+    for name in (*texts, MMPROJ):
+        shutil.copyfile(gguf / name, folder / name)
+    encoder = TRAINED_ENCODER if trained else prepare.encoder
+    limits, shots = image_tokens(Path(vlm.source)), stage.section("eval", EvalParams).shots
+    compared, equal = 0, 0
+    if encoder == VLM_ENCODER:
+        made = FeatureEncoder.load(folder / MMPROJ, folder / texts[0], limits)
+        compared, equal = _equal_picks(InferenceSelector.load(folder), data, made, shots)
+        stage.say(f"{equal} of {compared} picks on validation questions are the pipeline's")
+    chosen = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    info = BundleInfo(
+        **{key: chosen[key] for key in ("method", "seed", "epoch", "val_accuracy")},
+        shots=shots,
+        sampler=prepare.sampler,
+        candidates=prepare.candidates,
+        sampler_seed=prepare.seed,
+        encoder=encoder,
+        vlm=vlm.source,
+        texts=texts,
+        mmproj=MMPROJ,
+        image_tokens=list(limits),
+        context=stage.section("runtime", RuntimeParams).context,
+        max_new_tokens=vlm.max_new_tokens,
+        compared_picks=compared,
+        equal_picks=equal,
+        files={
+            path.name: BundledFile(bytes=path.stat().st_size, sha256=digest_of(path))
+            for path in sorted(folder.iterdir())
+        },
+        gates=json.loads(stage.dep("reports/gates.json").read_text(encoding="utf-8")),
+        params=stage.declared_params(),
+        inputs=stage.inputs,
+    )
+    form = PromptFormat(load_vlm(vlm.source, "float32").processor)
+    default = texts[min(1, len(texts) - 1)]  # q8_0 where there is one: half the size for the same answers
+    write_text(folder / INFO, info.model_dump_json(indent=2) + "\n")
+    write_text(folder / README, readme(info, default))
+    write_text(folder / MODELFILE, modelfile(info, default, form))
+
+
+def _exactness(name: str) -> int:
+    return EXACTNESS.index(name.removeprefix("text-").removesuffix(".gguf"))
+
+
+def _equal_picks(selector: InferenceSelector, data: Prepared, encoder: FeatureEncoder, shots: int) -> tuple[int, int]:
+    """Return how many picks were compared, and how many are equal when the questions' features come from `encoder`."""
+    compared = equal = 0
+    for question in data.splits["val"]:
+        vectors = [encoder.image(question.open_image())[None], encoder.text(question.question)[None]]
+        for index in range(data.queries.sets(question.id)):
+            batch = data.queries.batch([question.id], index)
+            demos = [part.numpy() for part in batch.demos]
+            theirs = selector.pick([part.numpy() for part in batch.query], demos, shots)
+            ours = selector.pick(vectors, demos, shots)
+            compared, equal = compared + ours.size, equal + int(np.sum(ours == theirs))
+    return compared, equal
+
+
+if __name__ == "__main__":
+    run_stage("bundle", body)
