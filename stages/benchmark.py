@@ -12,6 +12,7 @@ from leverlab.deploy.benchmark import Prompts, Run, run_llama_cpp, run_transform
 from leverlab.deploy.llama_cpp import LlamaCppError, Settings
 from leverlab.evaluation.quantised import SUBJECT, ZERO
 from leverlab.evaluation.summary import ANSWER_SCHEMA
+from leverlab.export.quantisation import KINDS
 from leverlab.export.vision_part import image_tokens
 from leverlab.files import write_text
 from leverlab.records import read_examples, read_table
@@ -49,7 +50,9 @@ def body(stage: Stage) -> None:
         "questions": params.questions,
         "runs": params.runs,
         "engines": {
-            name: {"error": errors[name]} if name in errors else summary(found) | _file_size(models, name)
+            name: {"error": errors[name]}
+            if name in errors
+            else {"file_mib": _mib(models, Path(vlm.source), name)} | summary(found)
             for name, found in runs.items()
         },
     }
@@ -69,9 +72,10 @@ def _prompts(stage: Stage, questions: int) -> Prompts:
     }
 
 
-def _file_size(models: Path, kind: str) -> dict[str, float]:
-    path = models / f"text-{kind}.gguf"
-    return {"file_mib": round(path.stat().st_size / 2**20, 3)} if path.exists() else {}
+def _mib(models: Path, checkpoint: Path, name: str) -> float:
+    """Return the size of what an engine loads: an exported text file, or the whole checkpoint."""
+    files = [models / f"text-{name}.gguf"] if name in KINDS else checkpoint.glob("*.safetensors")
+    return round(sum(file.stat().st_size for file in files) / 2**20, 3)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from leverlab.config.gguf import AnsweringVlm, GgufKinds, RuntimeParams
 from leverlab.deploy.llama_cpp import LlamaCpp, LlamaCppError, Settings, chat_messages
 from leverlab.evaluation.quantised import (
     SCHEMA,
+    SUBJECT,
     TRANSFORMERS,
     accuracy_table,
     agreement,
@@ -109,8 +110,17 @@ def body(stage: Stage) -> None:
     write_table(stage.out("data/gguf_answers.parquet"), answers.to_dict("records"), SCHEMA)
     for name, table in (("accuracy", accuracy), ("differences", differences)):
         write_text(stage.out(f"reports/gguf_{name}.csv"), table.to_csv(index=False, float_format="%.6g"))
+    write_text(stage.out("reports/gguf_sizes.csv"), _sizes(accuracy).to_csv(index=False, float_format="%.6g"))
     write_text(stage.out("reports/gguf_metrics.json"), json.dumps(figures, indent=2) + "\n")
     stage.say(f"{len(prompts)} prompts answered by {', '.join(kind for kind in kinds if kind not in errors) or 'none'}")
+
+
+def _sizes(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Return by kind the size of its text file in MiB, and the accuracy of GRPO's demos at the largest shot count."""
+    rows = accuracy[(accuracy["method"] == SUBJECT) & (accuracy["shots"] == accuracy["shots"].max())]
+    rows = rows[rows["kind"] != TRANSFORMERS]
+    sizes = [(MODELS / f"text-{kind}.gguf").stat().st_size / 2**20 for kind in rows["kind"]]
+    return rows.assign(file_mib=sizes)[["kind", "file_mib", "accuracy", "ci_low", "ci_high"]]
 
 
 def _answers(prompts: pd.DataFrame, said: dict[str, list[str]]) -> pd.DataFrame:

@@ -13,14 +13,14 @@ from leverlab.evaluation.gates import Gate, evaluate_gates
 from leverlab.evaluation.summary import ANSWER_SCHEMA, comparisons
 from leverlab.files import write_bytes, write_text
 from leverlab.records import read_table
-from leverlab.report import figures, tables
+from leverlab.report import exported, figures, tables
+from leverlab.report.exported import gate_metrics, read_export
 from leverlab.report.headline import headline, subject_of
 from leverlab.report.inputs import (
     CURVE_COLUMNS,
     SHOTS_COLUMNS,
     read_checkpoints,
     read_csv,
-    read_export,
     read_findings,
     read_json,
 )
@@ -44,6 +44,14 @@ def body(stage: Stage) -> None:
     checkpoints = read_checkpoints(stage.dep("models/best/checkpoints.csv"))
     measured = read_json(stage.dep("reports/metrics.json")) | {"comparisons": tables.comparison_metrics(paired)}
     measured |= training_metrics(checkpoints, curves, findings)
+    export = read_export(
+        stage.dep("reports/gguf.json"),
+        stage.dep("reports/gguf_metrics.json"),
+        stage.dep("reports/gguf_accuracy.csv"),
+        stage.dep("reports/gguf_differences.csv"),
+        stage.dep("reports/benchmark.json"),
+    )
+    measured["gguf"] = gate_metrics(export)
     report = Report(
         headline=head,
         shots=shots,
@@ -53,7 +61,7 @@ def body(stage: Stage) -> None:
         checkpoints=checkpoints,
         findings=findings,
         gates=evaluate_gates(params.gates, measured),
-        export=read_export(stage.dep("reports/gguf.json")),
+        export=export,
         data_card=stage.dep("reports/data_card.md").read_text(encoding="utf-8"),
         lineage=Lineage(
             params=stage.declared_params(),
@@ -95,6 +103,12 @@ def _write_tables(stage: Stage, report: Report) -> None:
     tables.write_markdown(folder / "question_types.md", tables.question_types_text(report.types))
     tables.write_csv(folder / "question_types.csv", report.types)
     tables.write_markdown(folder / "checkpoints.md", tables.checkpoints_text(report.checkpoints))
+    for name, frame in {
+        "gguf_answers": exported.answers_text(report.export),
+        "gguf_parity": exported.parity_text(report.export),
+        "gguf_speed": exported.engines_text(report.export),
+    }.items():
+        tables.write_markdown(folder / f"{name}.md", frame, left=("images",))
     tables.write_markdown(folder / "gates.md", tables.gates_text(report.gates), left=("metric", "result"))
 
 
@@ -105,6 +119,7 @@ def _write_figures(stage: Stage, report: Report) -> dict[str, Picture]:
     for name, (wide, narrow) in {
         "shots": [figures.shots_figure(report.shots, narrow) for narrow in (False, True)],
         "curves": [figures.curves_figure(report.curves, report.checkpoints, narrow) for narrow in (False, True)],
+        "export": [figures.export_figure(report.export, narrow) for narrow in (False, True)],
     }.items():
         pictures[name] = Picture(figures.svg(wide), figures.svg(narrow))
         write_text(folder / f"{name}.svg", pictures[name].wide)

@@ -65,14 +65,6 @@ def read_findings(path: Path) -> list[Finding]:
         raise LeverlabError(f"{path} must hold 'findings' with the keys of a health finding: {problems}") from None
 
 
-def read_export(path: Path) -> list[dict[str, Any]]:
-    """Return the files of reports/gguf.json, each a mapping. Raises `LeverlabError` when there is no such list."""
-    files = read_json(path).get("files")
-    if not isinstance(files, list) or not all(isinstance(file, dict) for file in files):
-        raise LeverlabError(f"{path} must hold 'files', a list of objects, one an exported file")
-    return files
-
-
 def read_checkpoints(path: Path) -> pd.DataFrame:
     """Return models/best/checkpoints.csv, sorted by method, seed and epoch.
 

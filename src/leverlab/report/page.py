@@ -15,7 +15,8 @@ from markupsafe import Markup
 from leverlab.evaluation.gates import Gate
 from leverlab.evaluation.health import Finding
 from leverlab.evaluation.statistics import NO_DIFFERENCE, SIGN_FLIP
-from leverlab.report import figures, tables, words
+from leverlab.report import exported, figures, tables, words
+from leverlab.report.exported import Export
 from leverlab.report.headline import Headline
 from leverlab.report.training import interventions
 
@@ -50,7 +51,7 @@ class Report:
     checkpoints: pd.DataFrame
     findings: Sequence[Finding]
     gates: Sequence[Gate]
-    export: Sequence[Mapping[str, Any]]
+    export: Export
     data_card: str  # Markdown
     lineage: Lineage
 
@@ -77,7 +78,7 @@ def page_template(path: Path) -> Template:
 
 
 def render_page(report: Report, pictures: Mapping[str, Picture]) -> str:
-    """Return the page as HTML, with the pictures `shots` and `curves`.
+    """Return the page as HTML, with the pictures `shots`, `curves` and `export`.
 
     Style and pictures are inline, there is no script, nothing is fetched; the bytes follow from the arguments alone.
     """
@@ -106,7 +107,13 @@ def render_page(report: Report, pictures: Mapping[str, Picture]) -> str:
         curves_figure=_figure("curves", pictures["curves"], _curves_alt(report)),
         chosen=tables.checkpoints_text(chosen).drop(columns="chosen"),
         checkpoints=tables.checkpoints_text(report.checkpoints),
-        export=_export_table(report.export),
+        export_figure=_figure("export", pictures["export"], _export_alt(report.export)),
+        export_tables={
+            "files": exported.files_text(report.export),
+            "parity": exported.parity_text(report.export),
+            "answers": exported.answers_text(report.export),
+            "engines": exported.engines_text(report.export),
+        },
         data_card=_markdown(report.data_card),
         params=list(_flat(report.lineage.params)),
         data_inputs=_digests(report.lineage.inputs, code=False),
@@ -134,14 +141,7 @@ def _alerts(report: Report) -> list[tuple[str, str]]:
         for finding in report.findings
         if not finding.ok
     ]
-    files = [
-        (
-            "Export failed",
-            f"{file.get('file', 'a file')} does not hold what the checkpoint holds; see the export table.",
-        )
-        for file in report.export
-        if file.get("ok") is False
-    ]
+    unmeasured = [("Not measured", f"{what}: {error}.") for what, error in report.export.errors.items()]
     guard = [
         (
             "Guard",
@@ -150,7 +150,7 @@ def _alerts(report: Report) -> list[tuple[str, str]]:
         for found in interventions(report.curves)
         if found.undone
     ]
-    return [*gates, *findings, *files, *guard]
+    return [*gates, *findings, *unmeasured, *guard]
 
 
 def _accuracy_groups(shots: pd.DataFrame, subject: str) -> list[list[dict[str, Any]]]:
@@ -190,18 +190,19 @@ def _paired_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _export_table(files: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the exported files with every key that one of them has, in the order of appearance; lists are left out."""
-    columns = list(dict.fromkeys(key for file in files for key in file if not isinstance(file[key], dict | list)))
-    rows = [[words.number(file[key]) if key in file else "" for key in columns] for file in files]
-    return pd.DataFrame(rows, columns=[column.replace("_", " ") for column in columns])
-
-
 def _figure(name: str, picture: Picture, alt: str) -> Markup:
     """Return a picture as inline SVG in both sizes; the style of the page shows one of them."""
     return Markup('<div class="wide">{}</div>\n<div class="narrow">{}</div>').format(
         _inline(picture.wide, f"{name}-wide", alt), _inline(picture.narrow, f"{name}-narrow", alt)
     )
+
+
+def _export_alt(export: Export) -> str:
+    """Return what the picture of the exported files shows, in words."""
+    last = export.accuracy["shots"].max()
+    rows = export.accuracy[(export.accuracy["shots"] == last) & (export.accuracy["method"] == exported.SUBJECT)]
+    shown = ", ".join(f"{row['kind']} {words.percent(row['accuracy'])} %" for row in rows.to_dict("records"))
+    return f"Accuracy of GRPO's demos against file size, at {words.count(int(last), 'shot')}: {shown}."
 
 
 def _inline(document: str, prefix: str, alt: str) -> Markup:

@@ -1,0 +1,213 @@
+"""What the report says of the exported files: contents, parity with transformers, accuracy, speed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from leverlab.errors import LeverlabError
+from leverlab.report.inputs import read_csv, read_json
+from leverlab.report.words import NOTHING, count, number, percent, percent_interval, points, points_interval
+
+KINDS = ("f16", "q8_0", "q5_0", "q4_0")
+ACCURACY_COLUMNS = ("method", "shots", "accuracy", "ci_low", "ci_high", "n")
+DIFFERENCE_COLUMNS = ("shots", "difference", "ci_low", "ci_high", "p_holm")
+SUBJECT, ZERO = "grpo", "zero_shot"
+_COMPARED = ("transformers", "f16", "random")
+
+
+class _Figures(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class FileFigures(_Figures):
+    """One exported file beside the checkpoint."""
+
+    bytes: int
+    tensors: int
+    max_abs_error: float
+    values_beyond: int
+
+
+class ParityFigures(_Figures):
+    """One set of prompts in one file (`leverlab.deploy.parity.Parity`); None where there is no figure."""
+
+    prompts: int
+    decided: int
+    equal_tokens: int
+    max_delta: float | None
+    max_delta_any: float | None
+    mean_kl: float | None
+    greedy: float
+    greedy_decided: float | None
+
+
+class Latency(_Figures):
+    """Milliseconds of an answer."""
+
+    p50: float
+    p95: float
+
+
+class EngineFigures(_Figures):
+    """Speed and memory of one engine (`leverlab.deploy.benchmark.summary`)."""
+
+    file_mib: float
+    load_seconds: float
+    resident_mib: float
+    prompt_per_second: float
+    predicted_per_second: float
+    latency_ms: dict[str, Latency]
+
+
+@dataclass(frozen=True)
+class Export:
+    """All of it. `errors`: by what was not measured, why not; it has no figures then."""
+
+    files: Mapping[str, FileFigures]
+    parity: Mapping[str, Mapping[str, ParityFigures]]
+    accuracy: pd.DataFrame
+    differences: pd.DataFrame
+    metrics: Mapping[str, Mapping[str, Any]]
+    engines: Mapping[str, EngineFigures]
+    errors: Mapping[str, str]
+
+
+def read_export(gguf: Path, metrics: Path, accuracy: Path, differences: Path, benchmark: Path) -> Export:
+    """Return what the stages gguf, gguf-800 and benchmark measured.
+
+    Raises `LeverlabError` naming a file that is damaged or lacks something.
+    """
+    exported, errors = read_json(gguf), dict[str, str]()
+
+    def measured(found: Any, what: str, path: Path) -> dict[str, Any]:
+        if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
+            raise LeverlabError(f"{path} must hold {what}, an object of objects; delete it and run dvc repro again")
+        errors.update({f"{what} of {name}": str(one["error"]) for name, one in found.items() if "error" in one})
+        return {name: one for name, one in found.items() if "error" not in one}
+
+    files = measured(exported.get("files"), "files", gguf)
+    parity = measured(exported.get("parity"), "parity", gguf)
+    answers = measured(read_json(metrics), "answers", metrics)
+    engines = measured(read_json(benchmark).get("engines"), "engines", benchmark)
+    try:
+        return Export(
+            files={name: FileFigures.model_validate(one) for name, one in files.items()},
+            parity={
+                kind: {size: ParityFigures.model_validate(one) for size, one in sets.items()}
+                for kind, sets in parity.items()
+            },
+            accuracy=read_csv(accuracy, ACCURACY_COLUMNS),
+            differences=read_csv(differences, DIFFERENCE_COLUMNS),
+            metrics=answers,
+            engines={name: EngineFigures.model_validate(one) for name, one in engines.items()},
+            errors=errors,
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise LeverlabError(
+            f"{gguf} or {benchmark} lacks a figure ({problem['loc'][0]}: {problem['msg'].lower()}); delete both and "
+            "run dvc repro again"
+        ) from None
+
+
+def gate_metrics(export: Export) -> dict[str, dict[str, Any]]:
+    """Return by kind what gates can ask for: the parity over all prompts, and the metrics of gguf-800.
+
+    A figure that was not measured, because the kind was not exported or the runtime failed, is NaN: its gate is red.
+    """
+    nothing = dict.fromkeys(ParityFigures.model_fields, float("nan"))
+    result: dict[str, dict[str, Any]] = {}
+    for kind in KINDS:
+        sets = export.parity.get(kind, {})
+        figures = dict(sets["all"]) if "all" in sets else {}
+        known = {name: value for name, value in figures.items() if value is not None}
+        interval = dict.fromkeys(("difference", "ci_low", "ci_high"), float("nan"))
+        unknown = {f"over_{against}": interval for against in _COMPARED if against != kind}
+        result[kind] = nothing | known | unknown | {"agreement": float("nan")} | dict(export.metrics.get(kind, {}))
+    return result
+
+
+def files_text(export: Export) -> pd.DataFrame:
+    """Return the files, one a row."""
+    rows = [
+        {
+            "file": name,
+            "bytes": number(file.bytes),
+            "tensors": number(file.tensors),
+            "largest error": number(file.max_abs_error),
+            "values beyond their bound": number(file.values_beyond),
+        }
+        for name, file in export.files.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def parity_text(export: Export) -> pd.DataFrame:
+    """Return the parity of every kind and set of prompts, one a row."""
+    rows = [
+        {
+            "type": kind,
+            "images": size,
+            "prompts": number(figures.prompts),
+            "equal tokens": number(figures.equal_tokens),
+            "largest Δ log-prob": number(figures.max_delta),
+            "of any token": number(figures.max_delta_any),
+            "mean KL": number(figures.mean_kl),
+            "greedy (%)": percent(figures.greedy),
+            "decided (%)": NOTHING if figures.greedy_decided is None else percent(figures.greedy_decided),
+        }
+        for kind, sets in export.parity.items()
+        for size, figures in sets.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def answers_text(export: Export) -> pd.DataFrame:
+    """Return the accuracy of GRPO's demos in every kind, and the differences at the largest shot count."""
+    last = export.differences["shots"].max()
+    rows = []
+    shown = export.accuracy[export.accuracy["method"].isin([SUBJECT, ZERO])].sort_values("shots", kind="stable")
+    for kind, cells in shown.groupby("kind", sort=False):
+        texts = {
+            count(int(cell["shots"]), "shot"): f"{percent(cell['accuracy'])} "
+            f"{percent_interval(cell['ci_low'], cell['ci_high'])}"
+            for cell in cells.to_dict("records")
+        }
+        own = export.differences[(export.differences["kind"] == kind) & (export.differences["shots"] == last)]
+        over = {row["against"]: row for row in own.to_dict("records")}
+        for against in _COMPARED:
+            row = over.get(against)
+            texts[f"over {against}"] = (
+                NOTHING
+                if row is None
+                else f"{points(row['difference'])} {points_interval(row['ci_low'], row['ci_high'])}"
+            )
+        agreed = export.metrics.get(str(kind), {}).get("agreement")
+        rows.append({"type": str(kind), **texts, "same answers (%)": NOTHING if agreed is None else percent(agreed)})
+    return pd.DataFrame(rows)
+
+
+def engines_text(export: Export) -> pd.DataFrame:
+    """Return speed and memory, one engine a row."""
+    rows = []
+    for name, figures in export.engines.items():
+        latency = {
+            f"ms at {count(int(shots.removeprefix('shots_')), 'shot')}": f"{number(found.p50)} / {number(found.p95)}"
+            for shots, found in figures.latency_ms.items()
+        }
+        rows.append(
+            {
+                "engine": name,
+                "file (MiB)": number(figures.file_mib),
+                "load (s)": number(figures.load_seconds),
+                "memory (MiB)": number(figures.resident_mib),
+                "prompt tokens/s": number(figures.prompt_per_second),
+                "answer tokens/s": number(figures.predicted_per_second),
+                **latency,
+            }
+        )
+    return pd.DataFrame(rows)
