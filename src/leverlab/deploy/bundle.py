@@ -98,6 +98,8 @@ class Bundle:
             )
         self._features = read_features(folder / FEATURES)
         self._selector = InferenceSelector.load(folder)
+        parts = (self._features.image_ND, self._features.question_ND, self._features.answer_ND)
+        self._encoded_NW = self._selector.encode(parts)
         self._image_ids = {demo.image: demo.image_id for demo in self.pool}
         self._demos = {demo.id: demo for demo in self.pool}
 
@@ -137,8 +139,7 @@ class Bundle:
         vectors = self._vectors(question)
         chosen = list(candidates) if candidates is not None else self._candidates(question, vectors)
         rows = self._features.rows(chosen)
-        parts = (self._features.image_ND, self._features.question_ND, self._features.answer_ND)
-        picks, scores = self._selector.pick_scored(vectors, [part[None, rows] for part in parts], shots)
+        picks, scores = self._selector.pick_encoded(vectors, self._encoded_NW[None, rows], shots)
         return [
             Pick(self._demos[chosen[pick]], float(score))
             for pick, score in zip(picks[0], scores[0], strict=True)

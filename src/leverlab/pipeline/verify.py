@@ -35,7 +35,8 @@ class Verdict:
 
     `outs` were compared. `differing` are the files that differ, `close` those that differ by no more than `tolerance`,
     `largest` is the largest difference of numbers found in either (see `compare.largest_difference`). `error` tells why
-    there is nothing to compare, `tail` ends the output of a stage that failed to run.
+    there is nothing to compare, `tail` ends the output of a stage that failed to run. A stage that is not
+    `deterministic` (it measures time, say, and states so in `dvc.yaml`) was run and not compared.
     """
 
     stage: str
@@ -47,6 +48,7 @@ class Verdict:
     largest: float | None = None
     error: str | None = None
     tail: str = ""
+    deterministic: bool = True
 
     @property
     def passed(self) -> bool:
@@ -58,6 +60,8 @@ class Verdict:
         """The verdict in words."""
         if self.error is not None:
             return f"failed: {self.error}"
+        if not self.deterministic:
+            return "runs; not deterministic, not compared"
         if not self.differing and not self.close:
             return "same bytes"
         found = "" if self.largest is None else f"; largest difference {self.largest:.3g}, tolerance {self.tolerance:g}"
@@ -90,7 +94,8 @@ def verify_stage(root: Path, name: str, tolerance: float | None = None) -> Verdi
     """Run the stage with the address `name` again, in a temporary folder, and compare its outs with `dvc.lock`.
 
     Files that differ are compared within `tolerance`, by default the one that the stage states in `dvc.yaml` (`meta:
-    {tolerance: 1e-3}`); without one they must have equal bytes. Raises `LeverlabError` when the stage is not up to date
+    {tolerance: 1e-3}`); without one they must have equal bytes. Those of a stage with `meta: {deterministic: false}`
+    are not compared. Raises `LeverlabError` when the stage is not up to date
     or cannot be copied; a stage that fails to run gives a verdict with an `error`.
     """
     with open_pipeline(root) as stages, tempfile.TemporaryDirectory(prefix="leverlab-verify-") as folder:
@@ -110,6 +115,8 @@ def verify_stage(root: Path, name: str, tolerance: float | None = None) -> Verdi
         if tail is not None:
             error = "the stage does not run on what it declares"
             return Verdict(name, outs, seconds, stated, error=error, tail=tail)
+        if (stage.meta or {}).get("deterministic") is False:
+            return Verdict(name, outs, seconds, deterministic=False)
         again = _lock_entry(copy / os.path.relpath(stage.path, root), stage.name) or {}
         return _judge(stage, name, again, seconds, stated, copy / os.path.relpath(stage.wdir, root))
 

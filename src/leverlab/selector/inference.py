@@ -107,26 +107,33 @@ class InferenceSelector:
 
         `query` holds image and question features (N, D), `demos` image, question and answer features (N, K, D).
         """
-        return self.pick_scored(query, demos, shots)[0]
+        return self.pick_encoded(query, self.encode(demos), shots)[0]
 
-    def pick_scored(
-        self, query: Sequence[NDArray[Any]], demos: Sequence[NDArray[Any]], shots: int
+    def encode(self, demos: Sequence[NDArray[Any]]) -> Array:
+        """Return the vectors (..., W) of demos, from their image, question and answer features (..., D)."""
+        parts = [self._linear(name, part) for name, part in zip(("image", "question", "answer"), demos, strict=True)]
+        return parts[0] + parts[1] + parts[2] + self._mix("mix_demo", np.concatenate(parts, axis=-1))
+
+    def pick_encoded(
+        self, query: Sequence[NDArray[Any]], demo_NKW: Array, shots: int
     ) -> tuple[NDArray[np.int64], Array]:
-        """Return the greedy picks as `pick`, and the probability (N, shots) that the policy gives to each."""
-        if shots > demos[0].shape[1]:
-            raise LeverlabError(f"{shots} distinct demos cannot be picked from {demos[0].shape[1]} candidates")
+        """Return the greedy picks as `pick`, and the probability (N, shots) that the policy gives to each.
+
+        `query` as for `pick`, `demo_NKW` from `encode`.
+        """
+        candidates = demo_NKW.shape[1]
+        if shots > candidates:
+            raise LeverlabError(f"{shots} distinct demos cannot be picked from {candidates} candidates")
         v_NW, q_NW = self._linear("image", query[0]), self._linear("question", query[1])
         state_NW = v_NW * 2 * expit(self._linear("gate", q_NW)) + q_NW
         state_NW = state_NW + self._mix("mix_query", np.concatenate([v_NW, q_NW], axis=-1))
-        parts = [self._linear(name, part) for name, part in zip(("image", "question", "answer"), demos, strict=True)]
-        demo_NKW = parts[0] + parts[1] + parts[2] + self._mix("mix_demo", np.concatenate(parts, axis=-1))
         if self.architecture.stop:
             stop_N1W = np.broadcast_to(self._t["stop"], (len(demo_NKW), 1, self.architecture.width))
             demo_NKW = np.concatenate([demo_NKW, stop_N1W], axis=1)
         key_NKW = self._keys(demo_NKW)
         rows = np.arange(len(state_NW))
         barred_NK = np.zeros(key_NKW.shape[:2], dtype=bool)
-        barred_NK[:, demos[0].shape[1] :] = True  # a list may not end before its first demo
+        barred_NK[:, candidates:] = True  # a list may not end before its first demo
         picks: list[NDArray[np.int64]] = []
         scores: list[Array] = []
         for _ in range(shots):
@@ -139,7 +146,7 @@ class InferenceSelector:
             scores.append(softmax(logits_NK, axis=1)[rows, pick_N])
             barred_NK[rows, pick_N] = True
             if self.architecture.stop:
-                barred_NK[pick_N == demos[0].shape[1]] = True
+                barred_NK[pick_N == candidates] = True
                 barred_NK[:, -1] = False
             state_NW = self._update(demo_NKW[rows, pick_N], state_NW)
         return np.stack(picks, axis=1), np.stack(scores, axis=1)
