@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 # One thread gives the same bytes on every machine, and is faster for small models; raise it for large ones.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help repro test lint format bench verify report gate clean setup
+.PHONY: help repro test lint format bench verify report gate demo test-demo clean setup setup-demo
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -50,11 +50,21 @@ report: setup ## bring reports/ up to date, with the stages that it needs
 gate: setup ## fail when an acceptance rule of the last report failed
 	leverlab gate
 
+demo: setup-demo ## serve a page to try methods side by side, on 127.0.0.1
+	dvc repro bundle
+	leverlab demo
+
+test-demo: setup-demo ## test that page in a headless browser (needs chromium)
+	pytest -m browser
+
 clean: ## remove build products; the DVC cache, data and models stay
 	rm -rf build dist src/*.egg-info dvc_plots .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . \( -name .git -o -name .dvc -o -name .venv \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 setup: $(STAMP)
+
+setup-demo: setup
+	$(PIP) install -r requirements-demo.txt
 
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("leverlab needs Python 3.11 or newer: make PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)'

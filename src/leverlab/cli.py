@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command()(commands.select)
 app.command()(commands.predict)
+app.command()(commands.demo)
 
 
 @app.callback()

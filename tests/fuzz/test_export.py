@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from leverlab.errors import LeverlabError
-from leverlab.export.text_checkpoint import TextCheckpoint, read_text_checkpoint
+from leverlab.export.checkpoint import Part
+from leverlab.export.text_part import read_text_part
 from leverlab.export.tokenizer_fields import QWEN2_SPLIT, tokenizer_fields
 from tests.fuzz.conftest import Tally
 from tests.fuzz.mutations import Raw, byte_mutants
@@ -59,12 +60,12 @@ def parsed(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def read_whole(folder: Path) -> tuple[TextCheckpoint, dict[str, Any]]:
-    text = read_text_checkpoint(folder)
+def read_whole(folder: Path) -> tuple[Part, dict[str, Any]]:
+    text = read_text_part(folder)
     return text, {name: tensor.load() for name, tensor in text.tensors.items()}
 
 
-def check_whole(found: tuple[TextCheckpoint, dict[str, Any]], folder: Path) -> None:
+def check_whole(found: tuple[Part, dict[str, Any]], folder: Path) -> None:
     """Fields agree with the shapes, and values with the bytes in the files of the folder."""
     text, values = found
     assert text.architecture == "qwen2vl"
@@ -179,7 +180,7 @@ def test_heads(folder: Path, change: dict[str, int], problem: str) -> None:
     config = CONFIG["text_config"] | rope | {"num_key_value_heads": 16} | change | {"tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(LeverlabError, match=problem):
-        read_text_checkpoint(folder)
+        read_text_part(folder)
 
 
 @pytest.mark.parametrize(("key", "size"), [("vocab_size", 10**6), ("num_hidden_layers", 10**5)])
@@ -190,7 +191,7 @@ def test_memory(folder: Path, key: str, size: int) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(LeverlabError, match=r"config\.json"):
-            read_text_checkpoint(folder)
+            read_text_part(folder)
         assert tracemalloc.get_traced_memory()[1] < 2**22
     finally:
         tracemalloc.stop()

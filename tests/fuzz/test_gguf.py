@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -11,14 +11,27 @@ import pytest
 from safetensors.numpy import save
 
 from leverlab.errors import LeverlabError
-from leverlab.export.gguf import Kind, TensorComparison, compare, export_text
+from leverlab.export.gguf import Kind, TensorComparison, compare, export_text, export_vision
 from tests.fuzz.conftest import Tally
 from tests.fuzz.mutations import byte_mutants
 from tests.fuzz.tiny_text import SHAPES, make_tensors, write_checkpoint
+from tests.fuzz.tiny_vision import make_vision, write_vision_checkpoint
 
 Maker = Callable[..., Tally]
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+
+class Names(NamedTuple):
+    """Fields and tensors of a part that are damaged on purpose."""
+
+    count: str
+    flag: str
+    norms: tuple[str, str]  # whose values are alike
+
+
+TEXT = Names("qwen2vl.block_count", "tokenizer.ggml.add_bos_token", ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"))
+VISION = Names("clip.vision.block_count", "clip.use_silu", ("v.blk.0.ln1.weight", "v.blk.0.ln2.weight"))
 
 
 @pytest.fixture
@@ -51,16 +64,16 @@ def typed(key: str, kind: int, value: bytes) -> bytes:
     return struct.pack("<Q", len(key)) + key.encode() + struct.pack("<I", kind) + value
 
 
-def crafted(whole: bytes, places: dict[str, tuple[int, int]], kind: Kind) -> Iterator[tuple[str, bytes]]:
+def crafted(whole: bytes, places: dict[str, tuple[int, int]], kind: Kind, names: Names) -> Iterator[tuple[str, bytes]]:
     """Yield files that chance would not hit on: other types, endless and nested lists, tensors that overlap."""
-    key = b"qwen2vl.block_count"
+    key = names.count.encode()
     at = whole.index(key) + len(key)
     for other in (5, 6, 10, 11):
-        yield f"block_count of type {other}", whole[:at] + struct.pack("<I", other) + whole[at + 4 :]
-    key = b"tokenizer.ggml.add_bos_token"
+        yield f"{names.count} of type {other}", whole[:at] + struct.pack("<I", other) + whole[at + 4 :]
+    key = names.flag.encode()
     at = whole.index(key) + len(key)
     for other in (0, 1):
-        yield f"add_bos_token of type {other}", whole[:at] + struct.pack("<I", other) + whole[at + 4 :]
+        yield f"{names.flag} of type {other}", whole[:at] + struct.pack("<I", other) + whole[at + 4 :]
     head = whole[:16] + struct.pack("<Q", int.from_bytes(whole[16:24], "little") + 1)
     for item in (0, 4, 8, 9, 12):
         for size in (2**31, 2**60, 2**64 - 1):
@@ -69,7 +82,7 @@ def crafted(whole: bytes, places: dict[str, tuple[int, int]], kind: Kind) -> Ite
     for count in (2**31, 2**63, 2**64 - 1):
         yield f"{count} tensors", whole[:8] + struct.pack("<Q", count) + whole[16:]
         yield f"{count} fields", whole[:16] + struct.pack("<Q", count) + whole[24:]
-    info = {name: whole.index(name.encode()) + len(name) for name in places}
+    info = {name: whole.index(struct.pack("<Q", len(name)) + name.encode()) + 8 + len(name) for name in places}
     for name in places:
         dims = int.from_bytes(whole[info[name] : info[name] + 4], "little")
         at = info[name] + 4 + 8 * dims
@@ -77,10 +90,10 @@ def crafted(whole: bytes, places: dict[str, tuple[int, int]], kind: Kind) -> Ite
             yield f"{name} {size} wide", whole[: info[name] + 4] + struct.pack("<Q", size) + whole[info[name] + 12 :]
             yield f"{name} at {size}", whole[: at + 4] + struct.pack("<Q", size) + whole[at + 12 :]
         yield f"{name} of {2**30} dimensions", whole[: info[name]] + struct.pack("<I", 2**30) + whole[info[name] + 4 :]
-    left, right = (info[f"blk.0.{name}_norm.weight"] + 16 for name in ("attn", "ffn"))
+    left, right = (info[name] + 16 for name in names.norms)
     yield "two norms in one place", whole[:left] + whole[right : right + 8] + whole[left + 8 :]
-    at = places["blk.0.ffn_up.weight"][0]
     if kind == "q8_0":
+        at = places["blk.0.ffn_up.weight"][0]
         for scale in (1.0, -1.0, 1e4, np.inf, np.nan, 0.0):
             block = np.float16(scale).tobytes()
             yield f"zeros of scale {scale}", whole[:at] + block + bytes(32) + whole[at + 34 :]
@@ -88,14 +101,15 @@ def crafted(whole: bytes, places: dict[str, tuple[int, int]], kind: Kind) -> Ite
             yield f"ones of scale {scale}", whole[:at] + block + b"\x01" * 32 + whole[at + 34 :]
 
 
-def fuzz_gguf(folder: Path, tally: Maker, kind: Kind) -> None:
-    path = folder.parent / f"{kind}.gguf"
-    export_text(folder, path, kind)
-    whole, tensors = path.read_bytes(), make_tensors()
-    reader = gguf.GGUFReader(path)
-    places = {tensor.name: (tensor.data_offset, tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors}
-    infos, last = reader.tensors[0].field.offset, reader.tensors[-1].field
-    head, start = last.offset + sum(part.nbytes for part in last.parts), reader.data_offset
+def placed(reader: gguf.GGUFReader) -> dict[str, tuple[int, int]]:
+    return {tensor.name: (tensor.data_offset, tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors}
+
+
+def checker(path: Path, wanted: dict[str, Any], kind: Kind) -> Callable[[list[TensorComparison]], None]:
+    """Return a check of what was said of `path`, which is sound now and holds the tensors `wanted`."""
+    whole, reader = path.read_bytes(), gguf.GGUFReader(path)
+    places, last = placed(reader), reader.tensors[-1].field
+    head = last.offset + sum(part.nbytes for part in last.parts)
 
     def check(records: list[TensorComparison]) -> None:
         assert [record.name for record in records] == list(places)
@@ -104,27 +118,69 @@ def fuzz_gguf(folder: Path, tally: Maker, kind: Kind) -> None:
         assert data[4] in (2, 3)  # of the format: where the low byte comes first, the second version is the same
         assert data[:4] + data[5:head] == whole[:4] + whole[5:head]
         for record in records:
-            source, shape = SHAPES[record.name]
-            exact, piece = tensors[source].astype(np.float64), data[slice(*places[record.name])]
-            error, bound = np.abs(decoded(piece, shape, kind) - exact), allowed(exact, kind)
+            exact, piece = wanted[record.name].astype(np.float64), data[slice(*places[record.name])]
+            error, bound = np.abs(decoded(piece, exact.shape, kind) - exact), allowed(exact, kind)
+            assert record.shape == exact.shape
             assert record.max_abs_error == pytest.approx(error.max())
             assert 0 <= record.max_allowed_error <= bound.max()
             assert record.values_beyond >= (error > bound).sum()
             assert record.values_beyond == 0 or piece != whole[slice(*places[record.name])]
 
-    count = tally(lambda: compare(folder, path), check, [str(path)])
+    return check
+
+
+def fuzz_text(folder: Path, tally: Maker, kind: Kind) -> None:
+    path, tensors = folder.parent / f"{kind}.gguf", make_tensors()
+    export_text(folder, path, kind)
+    wanted = {name: tensors[source] for name, (source, _) in SHAPES.items()}
+    fuzz_gguf(path, tally(lambda: compare(folder, path), checker(path, wanted, kind), [str(path)]), kind, TEXT)
+
+
+def fuzz_gguf(path: Path, count: Tally, kind: Kind, names: Names) -> None:
+    whole, reader = path.read_bytes(), gguf.GGUFReader(path)
+    places = placed(reader)
+    infos, start = reader.tensors[0].field.offset, reader.data_offset
     for begin, end, number in ((0, 24, 100), (24, infos, 200), (infos, start, 350), (start, len(whole), 150)):
         part = byte_mutants(whole[begin:end], number, seed=begin)
         count.attempt_all(path, ((f"{begin}+ {what}", whole[:begin] + new + whole[end:]) for what, new in part))
     count.attempt_all(path, byte_mutants(whole, 50, seed=1))
-    count.attempt_all(path, crafted(whole, places, kind))
+    count.attempt_all(path, crafted(whole, places, kind, names))
 
 
 @pytest.mark.slow
 def test_gguf(folder: Path, tally: Maker) -> None:
     """A file in which no value is beyond its bound has the head of the exported one, and every value within bounds."""
-    fuzz_gguf(folder, tally, "f16")
-    fuzz_gguf(folder, tally, "q8_0")
+    fuzz_text(folder, tally, "f16")
+    fuzz_text(folder, tally, "q8_0")
+
+
+def flags_and_colours(whole: bytes) -> Iterator[tuple[str, bytes]]:
+    """Yield files with other fields that the text part has none of: true flags, and lists of floats."""
+    for key in ("clip.use_silu", "clip.has_vision_encoder"):
+        at = whole.index(key.encode()) + len(key) + 4
+        yield f"{key} false", whole[:at] + b"\0" + whole[at + 1 :]
+    for key in ("clip.vision.image_mean", "clip.vision.image_std"):
+        at = whole.index(key.encode()) + len(key)
+        for value in (0.0, np.nan, np.inf, 0.5):
+            for place in range(3):
+                start = at + 16 + 4 * place  # behind the types of list and entry, and the length
+                yield f"{key}[{place}] {value}", whole[:start] + struct.pack("<f", value) + whole[start + 4 :]
+        for entry in (4, 5):
+            yield f"{key} of type {entry}", whole[: at + 4] + struct.pack("<I", entry) + whole[at + 8 :]
+
+
+@pytest.mark.slow
+def test_vision_gguf(tmp_path: Path, tally: Maker) -> None:
+    """The same of the vision part's file, whose tensors are rows and frames of the checkpoint's."""
+    folder, path = tmp_path / "checkpoint", tmp_path / "mmproj.gguf"
+    write_vision_checkpoint(folder)
+    export_vision(folder, path)
+    whole, places = path.read_bytes(), placed(gguf.GGUFReader(path))
+    count = tally(lambda: compare(folder, path, "vision"), checker(path, make_vision()[1], "f16"), [str(path)])
+    fuzz_gguf(path, count, "f16", VISION)
+    count.attempt_all(path, flags_and_colours(whole))
+    data = byte_mutants(whole[min(places.values())[0] :], 800, seed=2)
+    count.attempt_all(path, ((what, whole[: min(places.values())[0]] + new) for what, new in data))
 
 
 @pytest.mark.parametrize(("size", "problem"), [(2**40, "more than 1048576 entries"), (2**20, "ends before")])

@@ -15,19 +15,28 @@ from leverlab.evaluation.gates import Gate, evaluate_gates
 from leverlab.evaluation.health import Finding
 from leverlab.evaluation.summary import METHODS
 from leverlab.pipeline import readme
+from leverlab.report.exported import (
+    KINDS,
+    Export,
+    engines_text,
+    files_text,
+    gate_metrics,
+    parity_text,
+    read_export,
+)
 from leverlab.report.inputs import (
     CHECKPOINT_COLUMNS,
     CURVE_COLUMNS,
     SHOTS_COLUMNS,
     read_checkpoints,
     read_csv,
-    read_export,
     read_findings,
     read_json,
 )
 from leverlab.training.runs import choose_epoch, read_metrics
 from tests.fuzz.conftest import Tally
 from tests.fuzz.mutations import byte_mutants
+from tests.report.test_stage import write_export
 
 Maker = Callable[..., Tally]
 
@@ -142,17 +151,28 @@ def test_findings(tmp_path: Path, tally: Maker) -> None:
 
 
 def test_export(tmp_path: Path, tally: Maker) -> None:
-    path = tmp_path / "gguf.json"
-    data = {"files": [{"file": "a.gguf", "kind": "f16", "bytes": 9, "tensors": 5, "max_abs_error": 0.1, "ok": True}]}
-    path.write_text(json.dumps(data))
+    """Each of the five files in turn is damaged, the others are sound."""
+    write_export(tmp_path, second_runs=True)
+    folder = tmp_path / "reports"
+    paths = [
+        folder / name
+        for name in ("gguf.json", "gguf_metrics.json", "gguf_accuracy.csv", "gguf_differences.csv", "benchmark.json")
+    ]
 
-    def check(files: Any) -> None:
-        assert isinstance(files, list)
-        assert all(isinstance(file, dict) for file in files)
+    def check(export: Export) -> None:
+        for kind, figures in gate_metrics(export).items():
+            assert kind in KINDS
+            assert {"max_delta", "greedy_decided", "mean_kl", "agreement"} <= figures.keys()
+        for table in (files_text, parity_text, engines_text):
+            assert all(isinstance(cell, str) for row in table(export).itertuples(index=False) for cell in row)
 
-    count = tally(lambda: read_export(path), check, [str(path)])
-    count.attempt_all(path, byte_mutants(path.read_bytes(), 1000, seed=0))
-    count.attempt_trees(path, data, 1000)
+    for path in paths:
+        count = tally(lambda: read_export(*paths), check, [str(one) for one in paths])
+        sound = path.read_bytes()
+        count.attempt_all(path, byte_mutants(sound, 150, seed=0))
+        if path.suffix == ".json":
+            count.attempt_trees(path, json.loads(sound), 150)
+        path.write_bytes(sound)
 
 
 def test_gates(tmp_path: Path, tally: Maker) -> None:

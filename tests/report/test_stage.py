@@ -43,6 +43,10 @@ DEPS = (
     "models/rce",
     "models/grpo",
     "reports/gguf.json",
+    "reports/gguf_accuracy.csv",
+    "reports/gguf_differences.csv",
+    "reports/gguf_metrics.json",
+    "reports/benchmark.json",
     "reports/data_card.md",
     "src/leverlab/report/page.html.jinja",
 )
@@ -85,6 +89,64 @@ def make_answers(methods: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+PARITY = {
+    "prompts": 12,
+    "decided": 10,
+    "equal_tokens": 12,
+    "max_delta": 0.0123,
+    "max_delta_any": 0.045,
+    "mean_kl": 3e-7,
+    "greedy": 0.975,
+    "greedy_decided": 1.0,
+}
+ENGINE = {
+    "file_mib": 1.5,
+    "load_seconds": 0.25,
+    "resident_mib": 41.5,
+    "prompt_per_second": 8000.0,
+    "predicted_per_second": 4000.0,
+    "latency_ms": {f"shots_{shots}": {"p50": 1.5 + shots, "p95": 2.5 + shots} for shots in (0, *SHOTS)},
+}
+
+
+def write_export(root: Path, second_runs: bool) -> None:
+    """Write what gguf, gguf-800 and benchmark would: two kinds, of which llama.cpp may not run the second."""
+    file = {"bytes": 1234567, "tensors": 51, "max_abs_error": 6e-5, "values_beyond": 0}
+    broken = {"error": "llama.cpp was ended by SIGABRT"}
+    exported = {
+        "files": {"text-f16.gguf": file, "text-q8_0.gguf": file},
+        "parity": {
+            "f16": {"all": PARITY, "1x1": PARITY | {"max_delta": None}},
+            "q8_0": {"all": PARITY} if second_runs else broken,
+        },
+    }
+    rows = [
+        (kind, method, shots, accuracy, accuracy - 0.05, accuracy + 0.05, 37)
+        for kind in ("transformers", "f16")
+        for method, shots, accuracy in (("zero_shot", 0, 0.1), ("random", 4, 0.2), ("grpo", 1, 0.8), ("grpo", 4, 0.85))
+    ]
+    accuracy = pd.DataFrame(rows, columns=["kind", "method", "shots", "accuracy", "ci_low", "ci_high", "n"])
+    differences = pd.DataFrame(
+        [
+            ("f16", "transformers", 4, -0.01, -0.03, 0.01, 0.5, 1.0, "no difference shown"),
+            ("f16", "random", 4, 0.65, 0.6, 0.7, 0, 0, "A above B"),
+        ],
+        columns=["kind", "against", "shots", "difference", "ci_low", "ci_high", "p_value", "p_holm", "verdict"],
+    )
+    over = {"difference": -0.01, "ci_low": -0.03, "ci_high": 0.01}
+    answered = {"f16": {"shots_4": 0.85, "agreement": 0.99, "over_transformers": over}}
+    answered |= {} if second_runs else {"q8_0": broken}
+    for name, content in {
+        "gguf.json": json.dumps(exported),
+        "gguf_metrics.json": json.dumps(answered),
+        "gguf_accuracy.csv": accuracy.to_csv(index=False),
+        "gguf_differences.csv": differences.to_csv(index=False),
+        "benchmark.json": json.dumps({"engines": {"f16": ENGINE, "q8_0": ENGINE if second_runs else broken}}),
+    }.items():
+        (root / "reports").mkdir(parents=True, exist_ok=True)
+        (root / "reports" / name).write_text(content)
+
+
 def make_repository(
     root: Path, methods: Sequence[str] = tuple(ACCURACY), seeds: Sequence[int] = (3, 8), gates: Any = GATES
 ) -> pd.DataFrame:
@@ -108,10 +170,7 @@ def make_repository(
     write("reports/metrics.json", json.dumps(metrics(answers)))
     finding = {"name": "headroom", "value": 0.5, "limit": 0.1, "direction": "at_least", "ok": True, "meaning": "room"}
     write("reports/health.json", json.dumps({"findings": [finding]}))
-    file = {"file": "text.gguf", "kind": "f16", "bytes": 1234567, "max_abs_error": 6e-5, "tensors": 51, "ok": True}
-    write(
-        "reports/gguf.json", json.dumps({"files": [file, {"file": "other.gguf", "extra": 1, "worst": [{"name": "t"}]}]})
-    )
+    write_export(root, second_runs=True)
     checkpoints = []
     for method, run_folder in RUNS:
         for seed in seeds:
@@ -314,11 +373,14 @@ def test_findings_gates_export_and_lineage_are_shown(built: Any) -> None:
     page = Page(html)
     assert page.rows["gates"][1][-1] == "✓ pass"
     assert page.rows["health"][1] == ["headroomroom", "0.5", "≥ 0.1", "✓ kept"]
-    assert page.rows["export"] == [
-        ["file", "kind", "bytes", "max abs error", "tensors", "ok", "extra"],
-        ["text.gguf", "f16", "1,234,567", "6e−05", "51", "yes", ""],
-        ["other.gguf", "", "", "", "", "", "1"],
-    ]
+    export = page.rows["export"]
+    assert ["f16", "all", "12", "12", "0.0123", "0.045", "3e−07", "97.5", "100.0"] in export
+    assert ["f16", "1x1", "12", "12", "–", "0.045", "3e−07", "97.5", "100.0"] in export
+    shots = ["10.0 [5.0, 15.0]", "80.0 [75.0, 85.0]", "85.0 [80.0, 90.0]"]
+    assert ["f16", *shots, "−1.0 [−3.0, +1.0]", "–", "+65.0 [+60.0, +70.0]", "99.0"] in export
+    speed = ["f16", "1.5", "0.25", "41.5", "8000", "4000", "1.5 / 2.5", "2.5 / 3.5", "5.5 / 6.5"]
+    assert speed in export
+    assert ["text-q8_0.gguf", "1,234,567", "51", "6e−05", "0"] in export
     short = page.rows["checkpoints"][1 : 1 + len(RUNS) * 2]  # the one chosen of every method and seed; all follow
     assert ["GRPO", "3", "2", "43.0", "20.0", "50.0", "1.5", "–", "1", "71"] in short
     chosen = [row for row in page.rows["checkpoints"] if row[-1] == "chosen"][1:]
@@ -344,7 +406,7 @@ def test_two_clones_make_the_same_bytes(built: Any, tmp_path: Path, monkeypatch:
     with matplotlib.rc_context({"axes.facecolor": "red", "xtick.major.size": 12, "font.size": 20}):
         run(clone, monkeypatch)
     files = [file.relative_to(root) for out in OUTS for file in sorted((root / out).rglob("*")) or [root / out]]
-    assert len(files) == 2 + 8 + 4
+    assert len(files) == 2 + 11 + 6
     for file in files:
         assert (clone / file).read_bytes() == (root / file).read_bytes(), file
 
@@ -357,13 +419,14 @@ def test_what_fails_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     make_repository(tmp_path, methods=("zero_shot", "random", "sft"), seeds=[5], gates=gates)
     health = {"name": "flat", "value": 0.9, "limit": 0.5, "direction": "at_most", "ok": False, "meaning": "no signal"}
     (tmp_path / "reports/health.json").write_text(json.dumps({"findings": [health]}))
-    (tmp_path / "reports/gguf.json").write_text(json.dumps({"files": [{"file": "bad.gguf", "ok": False}]}))
+    write_export(tmp_path, second_runs=False)
     page = Page(run(tmp_path, monkeypatch))
     before = page.header.split("With 4 demos")[0]
-    assert "3 checks failed" in before
+    assert "5 checks failed" in before  # with the three that the second kind lacks
     assert re.search(r"Gate failed\.\s+too_much: sft.shots_4 is 0\.\d+, must be at least 0.99\.", before)
     assert "flat is 0.9, must be at most 0.5: no signal." in before
-    assert "bad.gguf" in before
+    for what in ("parity", "answers", "engines"):
+        assert f"{what} of q8_0: llama.cpp was ended by SIGABRT." in before
     assert "fine" not in before
     assert "1 of 2 gates passed · 0 of 1 health check kept" in page.header
     assert [row[-1] for row in page.rows["gates"][1:]] == ["✓ pass", "✗ FAIL"]  # in alphabetical order
@@ -406,7 +469,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("reports/shots.csv", "grpo", "rce", "both come from infer-800"),
         ("reports/shots.csv", "seed_std", "std", r"shots.csv lacks the columns \['seed_std'\]"),
         ("reports/health.json", '"limit"', '"limits"', "health finding"),
-        ("reports/gguf.json", '"files"', '"file"', "must hold 'files'"),
+        ("reports/gguf.json", '"files"', '"file"', "must hold files, an object of objects"),
+        ("reports/gguf.json", '"tensors"', '"tensor"', "lacks a figure"),
+        ("reports/benchmark.json", '"engines"', '"engine"', "must hold engines"),
+        ("reports/gguf_accuracy.csv", "accuracy", "score", r"lacks the columns \\['accuracy'\\]"),
         ("reports/metrics.json", "{", "[", "damaged or no JSON"),
         ("params.yaml", "[5, 6]", "5", "'seeds' must be a list of whole numbers, not 5"),
         ("params.yaml", '"at_least": 0', '"at_least": 0, "at_most": 1', "exactly one of at_least and at_most"),

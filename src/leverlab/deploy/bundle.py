@@ -4,6 +4,7 @@ Picking demos needs neither torch nor transformers: features of a new image and 
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -76,6 +77,24 @@ class BundleInfo(_Strict):
     inputs: dict[str, str]
 
 
+class PoolSelector:
+    """A selector before a pool whose demos are encoded once. features: of the pool's demos."""
+
+    def __init__(self, selector: InferenceSelector, features: FeatureTable):
+        self._selector, self._features = selector, features
+        self._encoded_NW = selector.encode((features.image_ND, features.question_ND, features.answer_ND))
+
+    def pick(self, vectors: tuple[Vectors, Vectors], candidates: Sequence[str], shots: int) -> list[tuple[str, float]]:
+        """Return ids and probabilities of the demos for a question, best first: `shots`, or fewer where it stops.
+
+        vectors: image and question features, (1, D) each.
+        """
+        rows = self._features.rows(candidates)
+        picks, scores = self._selector.pick_encoded(vectors, self._encoded_NW[None, rows], shots)
+        found = zip(picks[0].tolist(), scores[0].tolist(), strict=True)
+        return [(candidates[pick], score) for pick, score in found if pick < len(candidates)]
+
+
 @dataclass(frozen=True)
 class Pick:
     """A demo that the selector picked, and the probability that it gave to it among the candidates, in [0, 1]."""
@@ -96,12 +115,10 @@ class Bundle:
                 f"{folder / POOL} holds {len(self.pool)} demos, fewer than the {self.info.candidates} candidates of a "
                 "question; make the bundle again with dvc repro bundle"
             )
-        self._features = read_features(folder / FEATURES)
-        self._selector = InferenceSelector.load(folder)
-        parts = (self._features.image_ND, self._features.question_ND, self._features.answer_ND)
-        self._encoded_NW = self._selector.encode(parts)
+        self.demos = {demo.id: demo for demo in self.pool}
+        self.features = read_features(folder / FEATURES)
+        self.selector = PoolSelector(InferenceSelector.load(folder), self.features)
         self._image_ids = {demo.image: demo.image_id for demo in self.pool}
-        self._demos = {demo.id: demo for demo in self.pool}
 
     @cached_property
     def encoder(self) -> FeatureEncoder:
@@ -121,37 +138,38 @@ class Bundle:
         """
         if not question.strip():
             raise LeverlabError("the question is empty; ask something about the image")
+        question = unicodedata.normalize("NFC", question)  # llama.cpp does not, and some tokenizers were trained so
         name = hashlib.sha256(image + question.encode()).hexdigest()[:16]
         example = Example(name, image, self._image_ids.get(image, f"image-{name}"), question, "", ("?",))
         example.open_image()
         return example
 
-    def pick(self, question: Example, shots: int, candidates: Sequence[str] | None = None) -> list[Pick]:
+    def pick(self, question: Example, shots: int) -> list[Pick]:
         """Return the demos for `question`, best first: `shots` of them, or fewer where the policy stops.
 
-        candidates: ids to pick from; by default the bundle's sampler draws them. The same question gets the same demos.
-        Raises `LeverlabError` for a shot count that the selector was not trained for.
+        The bundle's sampler draws the candidates; the same question gets the same ones. Raises `LeverlabError` for a
+        shot count that the selector was not trained for.
         """
-        if not 0 <= shots <= self.info.shots:
-            raise LeverlabError(f"{shots} shots were asked for; this selector picks 0 to {self.info.shots}")
+        self.check_shots(shots)
         if shots == 0:
             return []
-        vectors = self._vectors(question)
-        chosen = list(candidates) if candidates is not None else self._candidates(question, vectors)
-        rows = self._features.rows(chosen)
-        picks, scores = self._selector.pick_encoded(vectors, self._encoded_NW[None, rows], shots)
-        return [
-            Pick(self._demos[chosen[pick]], float(score))
-            for pick, score in zip(picks[0], scores[0], strict=True)
-            if pick < len(chosen)
-        ]
+        vectors = self.vectors(question)
+        found = self.selector.pick(vectors, self.candidates(question, vectors), shots)
+        return [Pick(self.demos[demo], score) for demo, score in found]
 
-    def _vectors(self, question: Example) -> tuple[Vectors, Vectors]:
+    def check_shots(self, shots: int) -> None:
+        """Raise `LeverlabError` for a shot count that the selector was not trained for."""
+        if not 0 <= shots <= self.info.shots:
+            raise LeverlabError(f"{shots} shots were asked for; this selector picks 0 to {self.info.shots}")
+
+    def vectors(self, question: Example) -> tuple[Vectors, Vectors]:
+        """Return image and question features, (1, D) each. Raises `LeverlabError` as `encoder`."""
         image, text = self.encoder.image(question.open_image()), self.encoder.text(question.question)
         return image[None], text[None]
 
-    def _candidates(self, question: Example, vectors: tuple[Vectors, Vectors]) -> list[str]:
-        known = self._features
+    def candidates(self, question: Example, vectors: tuple[Vectors, Vectors]) -> list[str]:
+        """Return the ids of the demos that the sampler offers for `question` with these features."""
+        known, info = self.features, self.info
         nothing = np.zeros((1, known.answer_ND.shape[1]), dtype=np.float32)
         table = FeatureTable(
             (*known.ids, question.id),
@@ -159,7 +177,6 @@ class Bundle:
             np.concatenate([known.question_ND, vectors[1]]),
             np.concatenate([known.answer_ND, nothing]),
         )
-        info = self.info
         drawn = draw_candidates(
             info.sampler, "new", [question], self.pool, table, info.candidates, sets=1, seed=info.sampler_seed
         )

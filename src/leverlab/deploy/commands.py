@@ -1,4 +1,4 @@
-"""The commands of `leverlab` that use a bundle: select and predict. The library is imported inside them."""
+"""The commands of `leverlab` that use a bundle: select, predict and demo. The library is imported inside them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -102,3 +102,35 @@ def predict(
     with answering.engine(opened, engine, threads, seconds) as model:
         count = predict_all(opened, model, engine, questions, out, opened.info.shots if shots is None else shots, track)
     typer.echo(f"{out} is written; {count} answers are new")
+
+
+def demo(
+    bundle: Folder = BUNDLE,
+    selectors: Annotated[
+        Path, typer.Option(help="Folder of converted selectors, to compare methods; the bundle's alone without it.")
+    ] = Path("models/selectors"),
+    engine: Engine = "q8_0",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 7860,
+    threads: Threads = 1,
+    seconds: Seconds = 60.0,
+) -> None:
+    """Serve a page to try methods side by side, on this machine alone."""
+    import importlib.util
+    import os
+
+    from leverlab.deploy import answering
+    from leverlab.deploy.bundle import Bundle
+    from leverlab.errors import LeverlabError
+
+    if importlib.util.find_spec("gradio") is None:
+        raise LeverlabError("the demo needs more packages: pip install -r requirements-demo.txt (or: make demo)")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from leverlab.deploy import demo as pages
+
+    opened = Bundle(bundle)
+    methods = pages.Methods(opened, pages.read_selectors(opened, selectors))
+    with answering.engine(opened, engine, threads, seconds) as model:
+        blocks = pages.page(opened, methods, model, opened.pool[:8])
+        typer.echo(f"http://{pages.HOST}:{port} (stop with Ctrl-C)")
+        pages.serve(blocks, port)

@@ -70,8 +70,9 @@ class FeatureEncoder:
     def text(self, text: str) -> NDArray[np.float32]:
         """Return the mean input embedding (D,) of a text's tokens, as `compute_features_vlm` does.
 
-        A question goes in as it is, an answer with a blank before it. Raises `LeverlabError` for an empty text and for
-        one with half a character (a lone surrogate).
+        A question goes in as it is, an answer with a blank before it. The text is not normalised, since GGUF cannot say
+        whether the checkpoint's tokenizer does: where it brings text into NFC, as that of the released Qwen2.5-VL does,
+        give NFC. Raises `LeverlabError` for an empty text and for one with half a character (a lone surrogate).
         """
         return self._text.encode(text)
 

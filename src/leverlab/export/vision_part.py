@@ -113,7 +113,7 @@ def image_tokens(folder: Path) -> tuple[int, int]:
     """
     processor = _image_processor(folder)
     pixels = (processor.patch_size * processor.merge_size) ** 2
-    return max(1, processor.size.shortest_edge // pixels), processor.size.longest_edge // pixels
+    return math.ceil(processor.size.shortest_edge / pixels), max(1, processor.size.longest_edge // pixels)
 
 
 def tile_pixels(folder: Path) -> int:
