@@ -10,12 +10,13 @@ from leverlab.config.benchmark import BenchmarkParams
 from leverlab.config.gguf import AnsweringVlm, GgufKinds, RuntimeParams
 from leverlab.deploy.benchmark import Prompts, Run, run_llama_cpp, run_transformers, summary
 from leverlab.deploy.llama_cpp import LlamaCppError, Settings
-from leverlab.evaluation.quantised import SUBJECT, ZERO
+from leverlab.evaluation.quantised import RANDOM, to_answer
 from leverlab.evaluation.summary import ANSWER_SCHEMA
 from leverlab.export.quantisation import KINDS
 from leverlab.export.vision_part import image_tokens
 from leverlab.files import write_text
 from leverlab.records import read_examples, read_table
+from leverlab.selector.inference import InferenceSelector
 from leverlab.stage import Stage, run_stage
 
 MMPROJ = "mmproj-f16.gguf"
@@ -60,15 +61,16 @@ def body(stage: Stage) -> None:
 
 
 def _prompts(stage: Stage, questions: int) -> Prompts:
-    """Return the first test questions with GRPO's demos of the first seed, by shot count."""
-    data = stage.dep("data/prepared")
+    """Return the first test questions with the demos of the selector that is deployed, by shot count."""
+    data, chosen = stage.dep("data/prepared"), InferenceSelector.load(stage.dep("models/selector")).config
     demos = {demo.id: demo for demo in read_examples(data / "pool.parquet")}
     asked = read_examples(data / "test.parquet")[:questions]
     answers = read_table(stage.dep("data/answers.parquet"), ANSWER_SCHEMA).to_pandas()
-    shown = answers[answers["method"].isin([ZERO, SUBJECT]) & (answers["seed"] == answers["seed"].min())]
+    shown = to_answer(answers, chosen["method"], chosen["seed"])
+    lists = shown[shown["method"] != RANDOM].set_index(["shots", "question_id"])["demos"]
     return {
-        int(str(shots)): [([demos[demo] for demo in rows.loc[question.id, "demos"]], question) for question in asked]
-        for shots, rows in ((shots, rows.set_index("question_id")) for shots, rows in shown.groupby("shots"))
+        int(shots): [([demos[demo] for demo in lists[shots, question.id]], question) for question in asked]
+        for shots in sorted(set(lists.index.get_level_values("shots")))
     }
 
 

@@ -26,11 +26,12 @@ from leverlab.export.vision_part import image_tokens
 from leverlab.files import write_text
 from leverlab.parallel import run_tasks
 from leverlab.records import Example, read_examples, read_table, write_table
+from leverlab.selector.inference import InferenceSelector
 from leverlab.stage import Stage, run_stage
 
 PROMPTS_A_TASK = 1000
 MODELS, MMPROJ = Path("models/gguf"), "mmproj-f16.gguf"
-PREPARED, ANSWERS = Path("data/prepared"), Path("data/answers.parquet")
+PREPARED, ANSWERS, SELECTOR = Path("data/prepared"), Path("data/answers.parquet"), Path("models/selector")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Worker:
     def start(cls, settings: Settings, max_new_tokens: int) -> None:
         """Read everything, once in each process."""
         cls.settings, cls.max_new_tokens = settings, max_new_tokens
-        cls.prompts = to_answer(read_table(ANSWERS, ANSWER_SCHEMA).to_pandas())
+        cls.prompts = _prompts()
         cls.demos = {demo.id: demo for demo in read_examples(PREPARED / "pool.parquet")}
         cls.questions = {question.id: question for question in read_examples(PREPARED / "test.parquet")}
 
@@ -78,6 +79,12 @@ def predict(task: Task) -> dict[str, Any]:
     return {"predictions": predictions}
 
 
+def _prompts() -> pd.DataFrame:
+    """Return the prompts of the selector that is deployed, and what it is compared with."""
+    chosen = InferenceSelector.load(SELECTOR).config
+    return to_answer(read_table(ANSWERS, ANSWER_SCHEMA).to_pandas(), chosen["method"], chosen["seed"])
+
+
 def body(stage: Stage) -> None:
     """Write all answers, their accuracy by kind, the paired differences, and the metrics.
 
@@ -85,9 +92,9 @@ def body(stage: Stage) -> None:
     """
     kinds, vlm = stage.section("gguf", GgufKinds).kinds, stage.section("vlm", AnsweringVlm)
     runtime = stage.section("runtime", RuntimeParams)
-    for needed in (MODELS, PREPARED):
+    for needed in (ANSWERS, MODELS, PREPARED, SELECTOR):
         stage.dep(str(needed))
-    prompts = to_answer(read_table(stage.dep(str(ANSWERS)), ANSWER_SCHEMA).to_pandas())
+    prompts = _prompts()
     settings = Settings(image_tokens(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
     tasks = [
         Task(kind, start, stage.state_dir / f"{kind}-{start}.json")
@@ -116,7 +123,7 @@ def body(stage: Stage) -> None:
 
 
 def _sizes(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Return by kind the size of its text file in MiB, and the accuracy of GRPO's demos at the largest shot count."""
+    """Return by kind the size of its text file in MiB, and the selector's accuracy at the largest shot count."""
     rows = accuracy[(accuracy["method"] == SUBJECT) & (accuracy["shots"] == accuracy["shots"].max())]
     rows = rows[rows["kind"] != TRANSFORMERS]
     sizes = [(MODELS / f"text-{kind}.gguf").stat().st_size / 2**20 for kind in rows["kind"]]
@@ -126,7 +133,7 @@ def _sizes(accuracy: pd.DataFrame) -> pd.DataFrame:
 def _answers(prompts: pd.DataFrame, said: dict[str, list[str]]) -> pd.DataFrame:
     """Return the answers of the checkpoint, in transformers, and of each kind that was measured."""
     references = {question.id: question.answers for question in read_examples(PREPARED / "test.parquet")}
-    columns = ["kind", "method", "seed", "shots", "question_id", "prediction", "vqa_accuracy"]
+    columns = ["kind", "method", "shots", "question_id", "prediction", "vqa_accuracy"]
     parts = [prompts.assign(kind=TRANSFORMERS)[columns]]
     for kind, predictions in said.items():
         scores = [

@@ -257,12 +257,10 @@ def cut_at(share: float) -> Callable[[bytes], bytes]:
         pytest.param(
             cut_at(0),
             "failed to read magic",
-            marks=pytest.mark.xfail(strict=True, reason="the vision file is not named: the log names no file here"),
         ),
         pytest.param(
             cut_at(3e-5),
             "failed to read header",
-            marks=pytest.mark.xfail(strict=True, reason="the vision file is not named: the log names no file here"),
         ),
     ],
 )
@@ -387,7 +385,6 @@ def test_a_runtime_that_refuses(worker: Callable[[str], None], nothing_left: Non
     one_sentence(error, r"^llama\.cpp refused loading text\.gguf: RuntimeError: no such x+; export the model again")
 
 
-@pytest.mark.xfail(strict=True, reason="the log is read at once, which llama.cpp's own thread writes a little later")
 def test_a_cause_that_is_logged_behind_the_refusal(worker: Callable[[str], None], nothing_left: None) -> None:
     worker("listen(); say(error='RuntimeError: Failed'); time.sleep(0.3); sys.stderr.write('no such tensor')")
     with pytest.raises(LlamaCppError) as error:
@@ -427,7 +424,6 @@ def test_what_the_runtime_is_told(worker: Callable[[str], None], tmp_path: Path,
     assert (found.seconds, found.prompt_per_second, found.predicted_per_second) == (2.0, 10.0, 20.0)
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="JSON has null for NaN")
 def test_log_probabilities_that_are_no_numbers(worker: Callable[[str], None], nothing_left: None) -> None:
     """As llama.cpp's JSON has them: an answer all the same, which the comparison with transformers tells."""
     worker(
@@ -450,7 +446,6 @@ def test_closing_twice_and_leaving_by_an_error(files: tuple[Path, Path], nothing
         loaded.answer([], 4)
 
 
-@pytest.mark.xfail(strict=True, reason="the limits stand under `runtime`")
 def test_keys_that_messages_name_are_in_the_params() -> None:
     params = read_params(ROOT / "params.yaml")
     named = re.findall(r"\b(gguf|runtime|vlm)\.(\w+)(?=[, ])", Path(llama_cpp.__file__).read_text(encoding="utf-8"))

@@ -255,7 +255,6 @@ def test_limits_of_an_image(
                 "config.json",
                 vision(fullatt_block_indexes=full),
                 rf"layers {re.escape(str(full))} of 4 have full attention",
-                marks=pytest.mark.xfail(strict=True, reason="it is taken for full attention in every layer"),
             )
             for full in ([-1], [1, 1, 3, 3])
         ),

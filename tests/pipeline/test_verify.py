@@ -222,6 +222,16 @@ def test_random_bytes_are_named(root: Path) -> None:
     assert (verdict.outs, verdict.largest) == (("out/noise", "out/still.txt"), None)
 
 
+def test_a_stage_that_states_to_be_random_is_run_and_not_compared(root: Path) -> None:
+    path = root / "dvc.yaml"
+    path.write_text(
+        path.read_text().replace("stages.job noise\n", "stages.job noise\n    meta: {deterministic: false}\n")
+    )
+    verdict = verify_stage(root, "noise")
+    assert (verdict.passed, verdict.differing) == (True, ())
+    assert verdict.result == "runs; not deterministic, not compared"
+
+
 def test_noise_within_the_stated_tolerance(root: Path) -> None:
     """0.503 for 0.5 is .003 off, within the 1e-2 that the stage states in dvc.yaml, and not within 1e-3."""
     verdict = verify_stage(root, "loss")

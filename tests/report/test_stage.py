@@ -123,7 +123,12 @@ def write_export(root: Path, second_runs: bool) -> None:
     rows = [
         (kind, method, shots, accuracy, accuracy - 0.05, accuracy + 0.05, 37)
         for kind in ("transformers", "f16")
-        for method, shots, accuracy in (("zero_shot", 0, 0.1), ("random", 4, 0.2), ("grpo", 1, 0.8), ("grpo", 4, 0.85))
+        for method, shots, accuracy in (
+            ("zero_shot", 0, 0.1),
+            ("random", 4, 0.2),
+            ("selector", 1, 0.8),
+            ("selector", 4, 0.85),
+        )
     ]
     accuracy = pd.DataFrame(rows, columns=["kind", "method", "shots", "accuracy", "ci_low", "ci_high", "n"])
     differences = pd.DataFrame(
@@ -363,7 +368,7 @@ def test_the_page_can_be_read_by_all(built: Any) -> None:
     assert ("html", {"lang": "en"}) in page.tags
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
     pictures = [attrs for tag, attrs in page.tags if tag == "svg"]
-    assert all(attrs.get("aria-hidden") or "GRPO" in (attrs["aria-label"] or "") for attrs in pictures)
+    assert all(attrs.get("aria-hidden") or re.search("GRPO|selector", attrs["aria-label"] or "") for attrs in pictures)
     assert [tag for tag, _ in page.tags if re.fullmatch("h[1-3]", tag)][:2] == ["h1", "h2"]
     assert "prefers-color-scheme: dark" in built[2]
 
@@ -472,7 +477,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("reports/gguf.json", '"files"', '"file"', "must hold files, an object of objects"),
         ("reports/gguf.json", '"tensors"', '"tensor"', "lacks a figure"),
         ("reports/benchmark.json", '"engines"', '"engine"', "must hold engines"),
-        ("reports/gguf_accuracy.csv", "accuracy", "score", r"lacks the columns \\['accuracy'\\]"),
+        ("reports/gguf_accuracy.csv", "accuracy", "score", r"lacks the columns \['accuracy'\]"),
         ("reports/metrics.json", "{", "[", "damaged or no JSON"),
         ("params.yaml", "[5, 6]", "5", "'seeds' must be a list of whole numbers, not 5"),
         ("params.yaml", '"at_least": 0', '"at_least": 0, "at_most": 1', "exactly one of at_least and at_most"),

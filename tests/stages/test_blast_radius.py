@@ -31,6 +31,8 @@ LANES: tuple[dict[str, dict[str, Any]], ...] = (
         "data": {"data.seed": 1},
     },
     {
+        "benchmark": {"benchmark.questions": 3},
+        "runtime": {"runtime.context": 2048},
         "gguf": {"gguf.kinds": ["f16"]},
         "select_best": {"select_best.strategy": "last"},
         "rce": {"rce.lr": 1e-4},

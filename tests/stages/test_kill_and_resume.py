@@ -35,6 +35,7 @@ STAGES = {
     "select-best": ("stages.select_best",),
     "infer-800": ("stages.infer_800",),
     "gguf": ("stages.gguf",),
+    "gguf-800": ("stages.gguf_800",),
 }
 
 

@@ -151,14 +151,51 @@ def test_the_health_report_and_the_proofs_are_there(cold: Cold, tiny: dict[str, 
     picks = json.loads((cold.root / "models/selectors/proof.json").read_text())["equal_picks"]
     assert set(picks) == {f"{method}-{seed}" for method in TRAINED for seed in tiny["seeds"]}
     assert all(count > 0 for count in picks.values())
-    assert all(file["ok"] for file in json.loads((cold.root / "reports/gguf.json").read_text())["files"])
+
+
+def test_exported_files_answer_in_llama_cpp(cold: Cold, tiny: dict[str, Any]) -> None:
+    """Every kind was run: its parity, its answers to all test questions, and its speed are there."""
+    exported = json.loads((cold.root / "reports/gguf.json").read_text())
+    assert set(exported["files"]) == {*(f"text-{kind}.gguf" for kind in tiny["gguf"]["kinds"]), "mmproj-f16.gguf"}
+    assert all(file["values_beyond"] == 0 for file in exported["files"].values())
+    f16 = exported["parity"]["f16"]["all"]
+    assert f16["equal_tokens"] == f16["prompts"] == 12 * tiny["gguf"]["parity"]["prompts"]
+    assert f16["max_delta"] < 0.03
+    answered = pq.read_table(cold.root / "data/gguf_answers.parquet").to_pandas()
+    for kind in ("transformers", *tiny["gguf"]["kinds"]):
+        rows = answered[(answered["kind"] == kind) & (answered["method"] == "selector")]
+        assert len(rows) == tiny["eval"]["shots"] * tiny["data"]["test"]
+    engines = json.loads((cold.root / "reports/benchmark.json").read_text())["engines"]
+    assert set(engines) == {"transformers float32", "transformers bfloat16", *tiny["gguf"]["kinds"]}
+    assert all(engine["latency_ms"]["shots_4"]["p50"] > 0 for engine in engines.values())
+
+
+def test_the_bundle_picks_as_the_pipeline_does(cold: Cold, tiny: dict[str, Any]) -> None:
+    """But for near ties: the pipeline's features are those of a bfloat16 model, the bundle's are float32."""
+    info = json.loads((cold.root / "models/bundle/bundle.json").read_text())
+    assert info["compared_picks"] == tiny["eval"]["shots"] * tiny["data"]["val"] * tiny["prepare"]["val_sets"]
+    assert info["equal_picks"] >= 0.9 * info["compared_picks"]
 
 
 def test_two_cold_runs_in_two_places_give_the_same_lock(both: tuple[Cold, Cold]) -> None:
-    """Also with another number of workers: no out holds a time, a host, a place or the order of processes."""
+    """Also with another number of workers: no out holds a time, a host, a place or the order of processes.
+
+    But for what the benchmark measured, and what shows it.
+    """
     first, second = both
     assert first.root != second.root
-    assert second.lock.decode() == first.lock.decode()
+    measured = ("reports/benchmark.json", "reports/report.html", "reports/tables", "reports/figures")
+    stages = [read_yaml(cold.root / "dvc.lock")["stages"] for cold in both]
+    for lock in stages:
+        for entry in lock.values():
+            for part in ("deps", "outs"):
+                entry[part] = [item for item in entry.get(part, []) if item["path"] not in measured]
+    assert stages[0] == stages[1]
+    for folder in ("reports/tables", "reports/figures"):
+        names = sorted(path.name for path in (first.root / folder).iterdir())
+        assert names == sorted(path.name for path in (second.root / folder).iterdir())
+        for name in set(names) - {"gguf_speed.md", "export.svg", "export.png"}:
+            assert (first.root / folder / name).read_bytes() == (second.root / folder / name).read_bytes(), name
 
 
 def test_no_out_names_the_place(cold: Cold, index: Any) -> None:

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import selectors
 import signal
@@ -25,9 +26,10 @@ from leverlab.records import Example
 
 PACKAGE = "xllamacpp"
 Message = dict[str, Any]
+_LAST_WORDS = 5.0  # seconds that a process may take to end after it has said that it cannot load
 _REMEDY = {
     "loading": "export the model again, and give it the mmproj file of the same checkpoint",
-    "answering with": "look at the prompt's images, and at gguf.context, which the prompt must fit",
+    "answering with": "look at the prompt's images, and at runtime.context, which the prompt must fit",
 }
 
 
@@ -97,7 +99,7 @@ class LlamaCpp:
                 f"llama.cpp's runtime '{PACKAGE}' is not installed, so {model} was not run; pip install -r "
                 "requirements.txt"
             )
-        self._model, self._settings = model, settings
+        self._model, self._settings = f"{model}{'' if mmproj is None else f' with {mmproj}'}", settings
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         self._process = subprocess.Popen(
@@ -133,7 +135,7 @@ class LlamaCpp:
             text=str(said["text"]).strip(),
             prompt_tokens=int(said["prompt_tokens"]),
             ids=tuple(said["ids"]),
-            top=tuple({int(token): float(value) for token, value in tokens} for tokens in said["top"]),
+            top=tuple({int(token): _number(value) for token, value in tokens} for tokens in said["top"]),
             seconds=said["seconds"],
             prompt_per_second=said["prompt_per_second"],
             predicted_per_second=said["predicted_per_second"],
@@ -169,6 +171,9 @@ class LlamaCpp:
             raise self._died(doing) from None
         said: dict[str, Any] = json.loads(self._line(doing))
         if "error" in said:
+            if doing == "loading":  # the process ends by itself, and its log is whole then
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self._process.wait(_LAST_WORDS)
             logged = self._logged()
             raise LlamaCppError(
                 f"llama.cpp refused {doing} {self._model}: {' '.join(said['error'].split())[:300]}{logged}; "
@@ -188,7 +193,7 @@ class LlamaCpp:
                     self._process.kill()
                     raise LlamaCppError(
                         f"llama.cpp did not end {doing} {self._model} within {self._settings.seconds:g} seconds and "
-                        "was stopped; raise gguf.seconds if the model is large"
+                        "was stopped; raise runtime.seconds if the model is large"
                     )
                 part = os.read(stdout.fileno(), 1 << 16)
                 if not part:
@@ -207,3 +212,8 @@ class LlamaCpp:
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         return f" ({lines[0][:300]})" if lines else ""
+
+
+def _number(value: float | None) -> float:
+    """Return a number of the runtime's JSON, which has null for NaN."""
+    return math.nan if value is None else float(value)

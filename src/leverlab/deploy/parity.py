@@ -170,7 +170,7 @@ def _places(reference: Reference, ids: Sequence[int], top: Sequence[dict[int, fl
         theirs -= max(0.0, math.log(np.exp(theirs).sum()))  # they come in single precision, and may sum to more than 1
         ours = log_probs_V[list(listed)]
         delta, likely = np.abs(theirs - ours), np.maximum(theirs, ours) >= math.log(LIKELY)
-        places.append(_Place(float(delta[likely].max()), float(delta.max()), _divergence(ours, theirs)))
+        places.append(_Place(float(delta[likely].max(initial=0.0)), float(delta.max()), _divergence(ours, theirs)))
         if wanted != found:
             break
     return places
@@ -180,7 +180,8 @@ def _divergence(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float
     """Return KL(ours ‖ theirs) over the listed tokens, all others taken as one."""
     rest_ours, rest_theirs = max(0.0, 1 - np.exp(ours).sum()), max(1e-12, 1 - np.exp(theirs).sum())
     rest = rest_ours * math.log(rest_ours / rest_theirs) if rest_ours > 1e-12 else 0.0
-    return float((np.exp(ours) * (ours - theirs)).sum() + rest)
+    possible = ours > -math.inf  # what has no probability adds nothing
+    return float((np.exp(ours[possible]) * (ours - theirs)[possible]).sum() + rest)
 
 
 def _parity(rows: Sequence[_Row]) -> Parity:

@@ -3,14 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.statistics import bootstrap_interval, holm, paired_difference, verdict
 
-SUBJECT, RANDOM, ZERO = "grpo", "random", "zero_shot"
-METHODS = (ZERO, RANDOM, SUBJECT)
+SUBJECT, RANDOM, ZERO = "selector", "random", "zero_shot"  # methods; the first is the selector that is deployed
 TRANSFORMERS = "transformers"  # the kind of the checkpoint's own answers, in vlm.dtype
 REFERENCES = (TRANSFORMERS, "f16")  # kinds that others are compared with
 
@@ -18,7 +19,6 @@ SCHEMA = pa.schema(
     [
         ("kind", pa.string()),
         ("method", pa.string()),
-        ("seed", pa.int64()),
         ("shots", pa.int64()),
         ("question_id", pa.string()),
         ("prediction", pa.string()),
@@ -27,47 +27,44 @@ SCHEMA = pa.schema(
 )
 
 
-def to_answer(answers: pd.DataFrame) -> pd.DataFrame:
+def to_answer(answers: pd.DataFrame, method: str, seed: int) -> pd.DataFrame:
     """Return the rows of data/answers.parquet whose prompts exported models answer too: zero-shot, random demos of the
-    first seed, and the demos of every GRPO seed."""
+    first seed, and as `selector` the demos of `method` with `seed`, the selector that is deployed."""
     random = answers["method"] == RANDOM
-    first = answers.loc[random, "seed"].min()
-    wanted = (answers["method"] == ZERO) | (answers["method"] == SUBJECT) | (random & (answers["seed"] == first))
-    order = ["method", "seed", "shots", "question_id"]
-    return answers[wanted].sort_values(order, ignore_index=True)
+    chosen = (answers["method"] == method) & (answers["seed"] == seed)
+    wanted = (answers["method"] == ZERO) | chosen | (random & (answers["seed"] == answers.loc[random, "seed"].min()))
+    shown = answers.assign(method=answers["method"].mask(chosen, SUBJECT))[wanted]
+    return shown.sort_values(["method", "shots", "question_id"], ignore_index=True)
 
 
 def accuracy_table(answers: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """Return one row a kind, method and shot count: kind, method, shots, accuracy, ci_low, ci_high, n.
 
-    Accuracies in [0, 1]: the mean over seeds x questions with its bootstrap 95 % interval. n: questions.
+    Accuracies in [0, 1] with their bootstrap 95 % interval. n: questions.
     """
     rows = []
     for (kind, method, shots), scores in _cells(answers).items():
-        accuracy, low, high = bootstrap_interval(scores.to_numpy(), resamples=resamples, seed=seed)
-        rows.append((kind, method, shots, accuracy, low, high, scores.shape[1]))
+        accuracy, low, high = bootstrap_interval(scores, resamples=resamples, seed=seed)
+        rows.append((kind, method, shots, accuracy, low, high, len(scores)))
     return pd.DataFrame(rows, columns=["kind", "method", "shots", "accuracy", "ci_low", "ci_high", "n"])
 
 
 def differences_table(answers: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
-    """Return the paired differences of GRPO's demos in each kind, at each shot count.
+    """Return the paired differences of the selector's demos in each kind, at each shot count.
 
     against: `transformers` and `f16`, the same demos answered there, and `random`, random demos in the same kind.
     Columns: kind, against, shots, difference, ci_low, ci_high, p_value, p_holm (over all rows), verdict.
     Raises `LeverlabError` as `paired_difference`.
     """
-    cells, kinds, rows = _cells(answers), set(answers["kind"]), []
+    cells, rows = _cells(answers), []
     for (kind, method, shots), ours in cells.items():
         if method != SUBJECT:
             continue
-        references = () if kind == TRANSFORMERS else tuple(name for name in REFERENCES if name != kind)
-        # the same demos in two kinds: seeds are paired as questions are, so a question's mean is what differs
-        pairs = {name: (ours.mean(), cells[name, SUBJECT, shots].mean()) for name in references if name in kinds}
-        if (kind, RANDOM, shots) in cells:
-            pairs[RANDOM] = (ours, cells[kind, RANDOM, shots])
-        for against, (a, b) in pairs.items():
-            found = paired_difference(a.to_numpy(), b.to_numpy(), resamples=resamples, seed=seed)
-            rows.append((kind, against, shots, found.difference, found.ci_low, found.ci_high, found.p_value))
+        others = {name: cells.get((name, SUBJECT, shots)) for name in REFERENCES if kind not in (name, TRANSFORMERS)}
+        for against, theirs in (others | {RANDOM: cells.get((kind, RANDOM, shots))}).items():
+            if theirs is not None:
+                found = paired_difference(ours, theirs, resamples=resamples, seed=seed)
+                rows.append((kind, against, shots, found.difference, found.ci_low, found.ci_high, found.p_value))
     table = pd.DataFrame(rows, columns=["kind", "against", "shots", "difference", "ci_low", "ci_high", "p_value"])
     table["p_holm"] = holm(table["p_value"])
     table["verdict"] = [verdict(*row) for row in zip(table["ci_low"], table["ci_high"], table["p_holm"], strict=True)]
@@ -75,8 +72,8 @@ def differences_table(answers: pd.DataFrame, resamples: int = 10_000, seed: int 
 
 
 def agreement(answers: pd.DataFrame) -> dict[str, float]:
-    """Return by kind the share of GRPO's prompts with the same answer as in transformers, in [0, 1]."""
-    rows = answers[answers["method"] == SUBJECT].set_index(["seed", "shots", "question_id"])
+    """Return by kind the share of the selector's prompts with the same answer as in transformers, in [0, 1]."""
+    rows = answers[answers["method"] == SUBJECT].set_index(["shots", "question_id"])
     theirs = rows.loc[rows["kind"] == TRANSFORMERS, "prediction"]
     shares = {}
     for kind, own in rows[rows["kind"] != TRANSFORMERS].groupby("kind", sort=False):
@@ -87,8 +84,8 @@ def agreement(answers: pd.DataFrame) -> dict[str, float]:
 def metrics(
     accuracy: pd.DataFrame, differences: pd.DataFrame, agreed: Mapping[str, float]
 ) -> dict[str, dict[str, Any]]:
-    """Return by kind: `shots_<k>`, the accuracy of GRPO's demos (0: no demos); `agreement`; and `over_<against>` at the
-    largest shot count, each with `difference`, `ci_low` and `ci_high`. Six digits."""
+    """Return by kind: `shots_<k>`, the accuracy with the selector's demos (0: no demos); `agreement`; and
+    `over_<against>` at the largest shot count, each with `difference`, `ci_low` and `ci_high`. Six digits."""
     result: dict[str, dict[str, Any]] = {}
     shown = accuracy[accuracy["method"].isin([ZERO, SUBJECT])].sort_values("shots", kind="stable")
     for row in shown.itertuples():
@@ -102,18 +99,18 @@ def metrics(
     return result
 
 
-def _cells(answers: pd.DataFrame) -> dict[tuple[str, str, int], pd.DataFrame]:
-    """Return the scores (seeds x questions) of each kind, method and shot count, kinds in the order of the rows.
+def _cells(answers: pd.DataFrame) -> dict[tuple[str, str, int], NDArray[np.float64]]:
+    """Return the scores of all questions, in one order, by kind, method and shot count; kinds in the order of the rows.
 
     Raises `LeverlabError` when a question has no answer, or two.
     """
-    cells: dict[tuple[str, str, int], pd.DataFrame] = {}
+    cells: dict[tuple[str, str, int], NDArray[np.float64]] = {}
     questions = sorted(set(answers["question_id"]))
     for (kind, method, shots), rows in answers.groupby(["kind", "method", "shots"], sort=False):
-        if rows.duplicated(["seed", "question_id"]).any():
+        if rows["question_id"].duplicated().any():
             raise LeverlabError(f"{kind} has two answers of {method} at {shots} shots to one question; run gguf-800")
-        scores = rows.pivot(index="seed", columns="question_id", values="vqa_accuracy").reindex(columns=questions)
-        if scores.isna().to_numpy().any():
+        scores = rows.set_index("question_id")["vqa_accuracy"].reindex(questions).to_numpy(dtype=np.float64)
+        if np.isnan(scores).any():
             raise LeverlabError(f"{kind} lacks answers of {method} at {shots} shots; run gguf-800")
         cells[str(kind), str(method), int(str(shots))] = scores
     return cells

@@ -112,4 +112,5 @@ def _lopsided_bounds(exact: NDArray[np.float64], steps: int) -> NDArray[np.float
 def _half(scale: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return scales as half precision has them, and half the spacing of numbers there."""
     stored = scale.astype(np.float16)
-    return stored.astype(np.float64), np.spacing(stored).astype(np.float64) / 2
+    spacing = np.where(stored == _HALF, 32.0, np.spacing(stored).astype(np.float64))  # numpy's is infinite at the end
+    return stored.astype(np.float64), spacing / 2

@@ -53,7 +53,19 @@ class _VisionConfig(BaseModel):
 
         With 1, which would say the same as 0, llama.cpp aborts for want of a window mask.
         """
-        return 0 if len(self.fullatt_block_indexes) == self.depth else (self.fullatt_block_indexes or [-1])[0] + 1
+        first = self.fullatt_block_indexes[0]
+        return first + 1 if first > 0 else 0
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether every n-th layer has full attention, counted from the first one that has it."""
+        full = self.fullatt_block_indexes
+        every = full[0] + 1 if full else 0
+        return (
+            every > 0
+            and full == [every * (place + 1) - 1 for place in range(len(full))]
+            and (len(full) == self.depth // every)
+        )
 
 
 class _Size(BaseModel):
@@ -157,8 +169,7 @@ def _unread(error: ValidationError, where: Path, what: str) -> LeverlabError:
 
 def _require_what_llama_cpp_has(vision: _VisionConfig, processor: _ImageProcessor, where: Path) -> None:
     """Raise `LeverlabError` for a model or a preparation of images that llama.cpp would compute in another way."""
-    pattern, full = vision.window_pattern, vision.fullatt_block_indexes
-    regular = pattern == 0 or full == [layer for layer in range(vision.depth) if (layer + 1) % pattern == 0]
+    full = vision.fullatt_block_indexes
     made = (processor.patch_size, processor.merge_size, processor.temporal_patch_size)
     wanted = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     problems = {
@@ -172,7 +183,7 @@ def _require_what_llama_cpp_has(vision: _VisionConfig, processor: _ImageProcesso
         ),
         f"its images have {vision.in_channels} channels (only 3)": vision.in_channels != 3,
         f"activation '{vision.hidden_act}' (only silu)": vision.hidden_act != "silu",
-        f"layers {full} of {vision.depth} have full attention (only every n-th)": not full or not regular,
+        f"layers {full} of {vision.depth} have full attention (only every n-th)": not vision.is_regular,
         f"{vision.num_heads} heads that are no multiple of 4 wide": vision.hidden_size % (4 * vision.num_heads) != 0,
         f"its image processor makes patches (size, merge, frames) {made}, not {wanted}": made != wanted,
         "its image processor does not resize (bicubic), rescale by 1/255 and normalise": not (

@@ -15,7 +15,7 @@ from leverlab.report.words import NOTHING, count, number, percent, percent_inter
 KINDS = ("f16", "q8_0", "q5_0", "q4_0")
 ACCURACY_COLUMNS = ("method", "shots", "accuracy", "ci_low", "ci_high", "n")
 DIFFERENCE_COLUMNS = ("shots", "difference", "ci_low", "ci_high", "p_holm")
-SUBJECT, ZERO = "grpo", "zero_shot"
+SUBJECT, ZERO = "selector", "zero_shot"
 _COMPARED = ("transformers", "f16", "random")
 
 
@@ -167,7 +167,7 @@ def parity_text(export: Export) -> pd.DataFrame:
 
 
 def answers_text(export: Export) -> pd.DataFrame:
-    """Return the accuracy of GRPO's demos in every kind, and the differences at the largest shot count."""
+    """Return the accuracy with the selector's demos in every kind, and the differences at the largest shot count."""
     last = export.differences["shots"].max()
     rows = []
     shown = export.accuracy[export.accuracy["method"].isin([SUBJECT, ZERO])].sort_values("shots", kind="stable")

@@ -53,6 +53,7 @@ DARK = {  # what stands for each colour on a dark page
     "#b8578f": "#e08fc0",
     "#d55e00": "#ff8f4d",
 }
+EXPORTED = COLOURS["grpo"]
 SELECTORS = ("sft", "rce", "sft_control", "grpo")
 _RC = {
     "font.size": 9,
@@ -156,7 +157,7 @@ def curves_figure(curves: Curves, checkpoints: pd.DataFrame, narrow: bool = Fals
 
 
 def export_figure(export: Export, narrow: bool = False) -> Figure:
-    """Return accuracy of GRPO's demos (percent, largest shot count) against the size of the text file (MiB).
+    """Return accuracy with the selector's demos (percent, largest shot count) against the size of the text file (MiB).
 
     A point a kind with its 95 % interval, labelled with its name and, where it was measured, the median milliseconds of
     an answer.
@@ -173,8 +174,8 @@ def export_figure(export: Export, narrow: bool = False) -> Figure:
         for row in rows.to_dict("records"):
             engine = export.engines[row["kind"]]
             x, y, low, high = engine.file_mib, 100 * row["accuracy"], 100 * row["ci_low"], 100 * row["ci_high"]
-            axes.vlines(x, low, high, color=COLOURS[SUBJECT], linewidth=1.4, alpha=0.55)
-            axes.plot(x, y, "o", color=COLOURS[SUBJECT], markersize=5)
+            axes.vlines(x, low, high, color=EXPORTED, linewidth=1.4, alpha=0.55)
+            axes.plot(x, y, "o", color=EXPORTED, markersize=5)
             latency = engine.latency_ms[f"shots_{row['shots']}"]
             said = f"{row['kind']}\n{latency.p50:.3g} ms"
             axes.annotate(said, (x, low), (0, -4), textcoords="offset points", ha="center", va="top", color=INK)

@@ -202,7 +202,7 @@ def _export_alt(export: Export) -> str:
     last = export.accuracy["shots"].max()
     rows = export.accuracy[(export.accuracy["shots"] == last) & (export.accuracy["method"] == exported.SUBJECT)]
     shown = ", ".join(f"{row['kind']} {words.percent(row['accuracy'])} %" for row in rows.to_dict("records"))
-    return f"Accuracy of GRPO's demos against file size, at {words.count(int(last), 'shot')}: {shown}."
+    return f"Accuracy with the selector's demos against file size, at {words.count(int(last), 'shot')}: {shown}."
 
 
 def _inline(document: str, prefix: str, alt: str) -> Markup:
