@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from leverlab.config.benchmark import BenchmarkParams
-from leverlab.config.gguf import AnsweringVlm, GgufKinds, RuntimeParams
+from leverlab.config.gguf import GgufKinds, RuntimeParams
+from leverlab.config.vlm import VlmAnswers
 from leverlab.deploy.benchmark import Prompts, Run, run_llama_cpp, run_transformers, summary
 from leverlab.deploy.llama_cpp import LlamaCppError, Settings
 from leverlab.evaluation.quantised import RANDOM, to_answer
@@ -25,7 +26,7 @@ DTYPES = ("float32", "bfloat16")  # of transformers
 
 def body(stage: Stage) -> None:
     """Write the medians of each engine; engines take turns in every run, so that a busy minute hits all of them."""
-    params, vlm = stage.section("benchmark", BenchmarkParams), stage.section("vlm", AnsweringVlm)
+    params, vlm = stage.section("benchmark", BenchmarkParams), stage.section("vlm", VlmAnswers)
     kinds, runtime = stage.section("gguf", GgufKinds).kinds, stage.section("runtime", RuntimeParams)
     models, prompts = stage.dep("models/gguf"), _prompts(stage, params.questions)
     settings = Settings(image_tokens(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)

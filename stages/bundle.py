@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
-from leverlab.config.gguf import RuntimeParams
-from leverlab.config.prepare import PrepareParams
-from leverlab.config.vlm import EvalParams, VlmParams
+from leverlab.config.vlm import EvalParams
 from leverlab.deploy.bundle import (
     FEATURES,
     INFO,
@@ -36,9 +35,38 @@ EXACTNESS = ("f16", "q8_0", "q5_0", "q4_0")  # the most exact first
 TRAINED_ENCODER = "an encoder trained with the selector"
 
 
+class _Part(BaseModel):
+    """Those keys of a section that the bundle uses; it keeps the whole sections as a record."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class Sampling(_Part):
+    """How a new question gets its candidates."""
+
+    sampler: str
+    candidates: int
+    encoder: str
+    seed: int
+
+
+class Answering(_Part):
+    """What answers, and how long."""
+
+    source: str
+    max_new_tokens: int
+
+
+class Runtime(_Part):
+    """How long prompts may be."""
+
+    context: int
+
+
 def body(stage: Stage) -> None:
     """Write the folder, and compare its picks with the pipeline's on all validation questions."""
-    prepare, vlm = stage.section("prepare", PrepareParams), stage.section("vlm", VlmParams)
+    prepare, vlm = Sampling.model_validate(stage.value("prepare")), Answering.model_validate(stage.value("vlm"))
+    context = Runtime.model_validate(stage.value("runtime")).context
     selector_folder, gguf = stage.dep("models/selector"), stage.dep("models/gguf")
     data, folder = Prepared(stage.dep("data/prepared"), ["val"]), stage.out("models/bundle")
     folder.mkdir()
@@ -74,7 +102,7 @@ def body(stage: Stage) -> None:
         texts=texts,
         mmproj=MMPROJ,
         image_tokens=list(limits),
-        context=stage.section("runtime", RuntimeParams).context,
+        context=context,
         max_new_tokens=vlm.max_new_tokens,
         compared_picks=compared,
         equal_picks=equal,

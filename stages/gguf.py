@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from leverlab.config.gguf import AnsweringVlm, GgufParams, RuntimeParams
+from leverlab.config.gguf import GgufParams, RuntimeParams
+from leverlab.config.vlm import VlmAnswers
 from leverlab.deploy.llama_cpp import LlamaCpp, LlamaCppError, Settings
 from leverlab.deploy.parity import as_record, compare_prompts, parity_prompts, references
 from leverlab.errors import LeverlabError
@@ -26,7 +27,7 @@ def body(stage: Stage) -> None:
     Files are written in the state folder, so that those that were finished before a kill are not written again. A
     runtime that is missing, dies or hangs is told in the file's record and keeps the gates red; it fails nothing.
     """
-    params, vlm = stage.section("gguf", GgufParams), stage.section("vlm", AnsweringVlm)
+    params, vlm = stage.section("gguf", GgufParams), stage.section("vlm", VlmAnswers)
     checkpoint = Path(vlm.source)
     if not checkpoint.is_dir():
         raise LeverlabError(
@@ -65,7 +66,7 @@ def _contents(checkpoint: Path, path: Path, part: Any) -> dict[str, Any]:
 
 
 def _parity(
-    stage: Stage, params: GgufParams, vlm: AnsweringVlm, files: dict[Kind, Path], mmproj: Path
+    stage: Stage, params: GgufParams, vlm: VlmAnswers, files: dict[Kind, Path], mmproj: Path
 ) -> dict[str, dict[str, Any]]:
     """Return by kind the parity of each set of prompts, or the error that kept it from being measured."""
     checkpoint, runtime = Path(vlm.source), stage.section("runtime", RuntimeParams)

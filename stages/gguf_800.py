@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from leverlab.config.gguf import AnsweringVlm, GgufKinds, RuntimeParams
+from leverlab.config.gguf import GgufKinds, RuntimeParams
+from leverlab.config.vlm import VlmAnswers
 from leverlab.deploy.llama_cpp import LlamaCpp, LlamaCppError, Settings, chat_messages
 from leverlab.evaluation.quantised import (
     SCHEMA,
@@ -90,7 +91,7 @@ def body(stage: Stage) -> None:
 
     A kind whose runtime is missing, dies or hangs has an error in the metrics instead of figures.
     """
-    kinds, vlm = stage.section("gguf", GgufKinds).kinds, stage.section("vlm", AnsweringVlm)
+    kinds, vlm = stage.section("gguf", GgufKinds).kinds, stage.section("vlm", VlmAnswers)
     runtime = stage.section("runtime", RuntimeParams)
     for needed in (ANSWERS, MODELS, PREPARED, SELECTOR):
         stage.dep(str(needed))
@@ -115,11 +116,16 @@ def body(stage: Stage) -> None:
         stage.say(f"NOT MEASURED: {kind}: {error}")
         figures[kind] = {"error": error}
     write_table(stage.out("data/gguf_answers.parquet"), answers.to_dict("records"), SCHEMA)
-    for name, table in (("accuracy", accuracy), ("differences", differences)):
-        write_text(stage.out(f"reports/gguf_{name}.csv"), table.to_csv(index=False, float_format="%.6g"))
-    write_text(stage.out("reports/gguf_sizes.csv"), _sizes(accuracy).to_csv(index=False, float_format="%.6g"))
+    _write_csv(stage.out("reports/gguf_accuracy.csv"), accuracy)
+    _write_csv(stage.out("reports/gguf_differences.csv"), differences)
+    _write_csv(stage.out("reports/gguf_sizes.csv"), _sizes(accuracy))
     write_text(stage.out("reports/gguf_metrics.json"), json.dumps(figures, indent=2) + "\n")
     stage.say(f"{len(prompts)} prompts answered by {', '.join(kind for kind in kinds if kind not in errors) or 'none'}")
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table with six digits."""
+    write_text(path, table.to_csv(index=False, float_format="%.6g"))
 
 
 def _sizes(accuracy: pd.DataFrame) -> pd.DataFrame:

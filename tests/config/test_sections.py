@@ -168,7 +168,14 @@ def test_the_misspelt_nested_key_is_named() -> None:
         ("select_best.strategy", "best"),
         ("infer.random_seeds", 101),
         ("gguf.kinds", []),
-        ("gguf.kinds", ["q4_0"]),
+        ("gguf.kinds", ["q4_k"]),
+        ("gguf.parity.prompts", 0),
+        ("gguf.parity.likeliest", 0),
+        ("runtime.context", 63),
+        ("runtime.threads", 0),
+        ("runtime.seconds", 0.0),
+        ("benchmark.questions", 0),
+        ("benchmark.runs", 101),
     ],
 )
 def test_values_beyond_the_documented_ones_are_refused(key: str, value: Any) -> None:

@@ -17,6 +17,7 @@ from mypy import api
 
 from leverlab.config.base import Section
 from leverlab.config.digits_vlm import DigitsVlmParams
+from leverlab.config.gguf import GgufKinds
 from leverlab.config.prepare import PrepareEncoder
 from leverlab.config.schedule import Schedule
 from leverlab.config.vlm import VlmModel, VlmSource
@@ -25,7 +26,8 @@ from leverlab.pipeline.params import SECTIONS
 
 REPOSITORY = Path(__file__).parents[2]
 PIPELINES = ("dvc.yaml", "worlds/digits/dvc.yaml")
-MODELS = {model.__name__: model for model in (*SECTIONS.values(), DigitsVlmParams, PrepareEncoder, VlmModel, VlmSource)}
+PARTS = (DigitsVlmParams, GgufKinds, PrepareEncoder, VlmAnswers, VlmModel, VlmSource)
+MODELS = {model.__name__: model for model in (*SECTIONS.values(), *PARTS)}
 COMPLAINT = re.compile(
     r'^(?P<file>[^:]+):\d+: error: (?:Item )?"(?P<model>\w+)".* has no attribute "(?P<key>\w+)"', re.M
 )

@@ -11,7 +11,7 @@ import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import datasets  # noqa: F401
@@ -20,12 +20,14 @@ import pandas  # noqa: F401
 import torch  # noqa: F401
 import transformers  # noqa: F401
 
+from leverlab import parallel
 from leverlab.export import gguf
 from leverlab.selector import encoders
 from leverlab.training import loop
 from leverlab.vlm.scoring import Scorer
 
 UNITS, LOG = sys.argv[1:]
+RUN_TASKS = parallel.run_tasks
 
 
 def noted(function: Callable[..., Any], what: Callable[..., object]) -> Callable[..., Any]:
@@ -33,12 +35,29 @@ def noted(function: Callable[..., Any], what: Callable[..., object]) -> Callable
 
     def run(*arguments: Any) -> Any:
         result = function(*arguments)
-        unit = hashlib.sha256(repr(what(*arguments)).encode()).hexdigest()
-        with open(UNITS, "a") as file:
-            file.write(f"{function.__name__} {unit}\n")
+        note(function.__name__, what(*arguments))
         return result
 
     return run
+
+
+def note(name: str, what: object) -> None:
+    with open(UNITS, "a") as file:
+        file.write(f"{name} {hashlib.sha256(repr(what).encode()).hexdigest()}\n")
+
+
+def run_noted(function: Callable[[Any], Any], tasks: Sequence[Any], *rest: Any) -> Any:
+    """`run_tasks`, which notes the tasks whose results are kept in a file and were not there before."""
+
+    def run(task: Any) -> Any:
+        kept = getattr(task, "kept", None)
+        new = kept is not None and not kept.exists()
+        result = function(task)
+        if new:
+            note(function.__name__, kept.name)
+        return result
+
+    return RUN_TASKS(run, tasks, *rest)
 
 
 def main() -> None:
@@ -48,6 +67,7 @@ def main() -> None:
     encoders.encode_images = noted(encoders.encode_images, lambda _, pixels, grids: pixels.numpy().tobytes())
     run: Any = loop._Run
     run.epoch = noted(run.epoch, lambda own, *rest: [float(part.sum()) for part in own.selector.parameters()])
+    parallel.run_tasks = run_noted
     gguf.export_text = noted(gguf.export_text, lambda checkpoint, path, kind: kind)
     for line in sys.stdin:
         pid = os.fork()

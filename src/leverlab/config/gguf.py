@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import Field
 
 from leverlab.config.base import Section
-from leverlab.config.vlm import VlmSource
 
 
 class ParityParams(Section):
@@ -26,12 +25,6 @@ class GgufParams(GgufKinds):
     """Which files are written, and how they are compared: the whole section."""
 
     parity: ParityParams
-
-
-class AnsweringVlm(VlmSource):
-    """The VLM whose answers llama.cpp must give: these keys of the section `vlm`."""
-
-    max_new_tokens: int = Field(ge=1, le=256)  # of a greedy answer
 
 
 class RuntimeParams(Section):

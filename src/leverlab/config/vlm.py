@@ -19,11 +19,16 @@ class VlmModel(VlmSource):
     dtype: Literal["float32", "bfloat16"]
 
 
-class VlmParams(VlmModel):
+class VlmAnswers(VlmSource):
+    """The frozen VLM and its greedy answers: what a stage needs that lets another runtime give them."""
+
+    max_new_tokens: int = Field(ge=1, le=256)  # of a greedy answer
+
+
+class VlmParams(VlmModel, VlmAnswers):
     """The frozen VLM that answers, and how prompts are batched: the whole section."""
 
     batch_tokens: int = Field(ge=64, le=4_194_304)  # tokens of one forward, padding included
-    max_new_tokens: int = Field(ge=1, le=256)  # of a greedy answer
 
 
 class EvalParams(Section):
