@@ -20,7 +20,7 @@ from leverlab.config.digits_vlm import DigitsVlmParams
 from leverlab.config.gguf import GgufKinds
 from leverlab.config.prepare import PrepareEncoder
 from leverlab.config.schedule import Schedule
-from leverlab.config.vlm import VlmModel, VlmSource
+from leverlab.config.vlm import VlmAnswers, VlmModel, VlmSource
 from leverlab.pipeline.deps import closure, declared
 from leverlab.pipeline.params import SECTIONS
 
