@@ -119,6 +119,30 @@ def test_interval_of_a_difference_is_paired() -> None:
     assert found.verdict == "A above B"
 
 
+def test_the_same_seeds_are_drawn_in_pairs() -> None:
+    """Seeds 0 and 1 of both methods are right on all questions and on none. The methods answer alike, so their
+    difference has no width; drawn apart, seeds alone move it by -1 to 1. B better by .5 in both: .5 wherever drawn."""
+    scores = np.repeat([[1.0], [0.0]], 40, axis=1)
+    alike = paired_difference(scores, scores, resamples=2000, same_seeds=True)
+    assert (alike.ci_low, alike.ci_high, alike.verdict) == (0, 0, "no difference shown")
+    apart = paired_difference(scores, scores, resamples=2000)
+    assert (apart.ci_low, apart.ci_high) == (-1, 1)
+    lower = paired_difference(scores / 2, scores / 2 + 0.5, resamples=2000, same_seeds=True)
+    assert (lower.difference, lower.ci_low, lower.ci_high) == (-0.5, -0.5, -0.5)
+
+
+def test_what_varies_over_seeds_in_pairs_widens_the_interval() -> None:
+    """The difference is 1 in one seed and 0 in the other, on every question: 1/4 of the draws take a seed twice."""
+    a, b = np.repeat([[1.0], [0.5]], 30, axis=1), np.repeat([[0.0], [0.5]], 30, axis=1)
+    found = paired_difference(a, b, resamples=2000, same_seeds=True)
+    assert (found.difference, found.ci_low, found.ci_high) == (0.5, 0, 1)
+
+
+def test_unlike_numbers_of_seeds_cannot_be_the_same() -> None:
+    with pytest.raises(LeverlabError, match="A has 2 seeds and B has 3; they cannot be the same seeds"):
+        paired_difference([[1, 0]] * 2, [[1, 0]] * 3, same_seeds=True)
+
+
 def test_swapping_the_methods_mirrors_the_result() -> None:
     rng = np.random.default_rng(7)
     a, b = rng.random((2, 2, 60))

@@ -133,6 +133,20 @@ def test_comparisons_pair_the_same_questions() -> None:
     assert (found["ci_low"], found["ci_high"]) == (expected.ci_low, expected.ci_high)
 
 
+@pytest.mark.parametrize(("seeds_of_sft", "width"), [((0, 1), 0), ((0, 2), 2)])
+def test_seeds_are_paired_where_both_methods_have_the_same(seeds_of_sft: tuple[int, int], width: float) -> None:
+    """One seed is right on all questions and one on none, in both methods: drawn in pairs, they never differ."""
+    parts = []
+    for method, seeds in {"grpo": (0, 1), "sft": seeds_of_sft}.items():
+        for seed, score in zip(seeds, (1.0, 0.0), strict=True):
+            part = pd.DataFrame(
+                {"method": method, "seed": seed, "shots": 1, "question_id": [f"q{i}" for i in range(9)]}
+            )
+            parts.append(part.assign(vqa_accuracy=score, demos=[["d"]] * 9))
+    (found,) = comparisons(pd.concat(parts), resamples=300).to_dict("records")
+    assert found["ci_high"] - found["ci_low"] == width
+
+
 def wide(lost: list[int]) -> pd.DataFrame:
     """grpo right on 100 questions; baseline i loses `lost[i]` of them."""
     names = ["random", "fixed", "image_sim", "text_sim", "mix", "type_sim"][: len(lost)]

@@ -155,6 +155,17 @@ def test_the_order_of_runs_changes_the_sign_alone() -> None:
     assert (row["difference"], row["ci_low"], row["p_value"]) == (one["difference"], one["ci_low"], one["p_value"])
 
 
+@pytest.mark.parametrize(("other", "interval"), [((0, 1), (0, 0)), ((0, 2), (-1, 1))])
+def test_runs_with_the_same_seeds_are_compared_seed_by_seed(
+    other: tuple[int, int], interval: tuple[float, float]
+) -> None:
+    """Both runs are right on all questions with one seed and on none with the other."""
+    a = run("a", {1: {0: TEN, 1: ZERO}})
+    b = run("b", {1: dict(zip(other, (TEN, ZERO), strict=True))})
+    row = only(compare([a, b], resamples=300))
+    assert (row["ci_low"], row["ci_high"]) == interval
+
+
 def test_agreement_of_picks_in_the_seeds_in_common() -> None:
     """Seed 1 alone is in both: same; other order (overlap 1); one of three; none of four. Other seeds agree in all."""
     xy = [["x", "y"]] * 4

@@ -57,7 +57,7 @@ def bootstrap_interval(
     Raises `LeverlabError` for scores that are empty, NaN or outside [0, 1], and for impossible `resamples` or `level`.
     """
     scores = _checked(scores_SN, "scores")
-    low, high = _percentile_interval([(1.0, scores)], resamples, level, seed)
+    low, high = _percentile_interval([scores], resamples, level, seed)
     return float(scores.mean()), low, high
 
 
@@ -69,27 +69,32 @@ def paired_difference(
     resamples: int = 10_000,
     level: float = 0.95,
     seed: int = 0,
+    same_seeds: bool = False,
 ) -> PairedDifference:
     """Return how far A stands above B, question by question, with interval, test and verdict.
 
     a_SN, b_SN: scores on the same questions in the same order; the numbers of seeds may differ.
     ids_a, ids_b: question ids of the columns; when given (both), they must be equal in order.
-    The interval is a percentile bootstrap: one draw of questions serves both methods; seeds are drawn apart for A and
-    B.
+    same_seeds: row s of A and row s of B come from the same seed: the same start, order of data and random numbers.
+    The interval is a percentile bootstrap: one draw of questions serves both methods, and one draw of seeds if they are
+    the same; other seeds are drawn apart for A and B. So two methods that answer alike have an interval without width.
     The test is McNemar's exact test when both have one seed and 0/1 scores, else a sign-flip permutation test on the
     seed-averaged differences of the questions (exact when 2^(questions that differ) <= `resamples`): it speaks of other
     questions, for these seeds.
     The least detectable difference is (z_0.975 + z_0.8) sd / sqrt(N), sd that of the seed-averaged differences: what a
     two-sided test at 0.05 finds with 80 % power. `verdict` takes `p_value` as the only one; in a family of comparisons
     call `verdict` with the corrected one.
-    Raises `LeverlabError` for unequal numbers of questions, unequal ids, NaN or scores outside [0, 1].
+    Raises `LeverlabError` for unequal numbers of questions (of seeds, if they are the same), unequal ids, NaN or scores
+    outside [0, 1].
     """
     a, b = _checked(a_SN, "scores of A"), _checked(b_SN, "scores of B")
     _check_paired(a, b, ids_a, ids_b)
+    if same_seeds and len(a) != len(b):
+        raise LeverlabError(f"A has {len(a)} seeds and B has {len(b)}; they cannot be the same seeds")
     difference_N = a.mean(axis=0) - b.mean(axis=0)
     # Averages over different numbers of seeds differ by rounding where they are equal.
     difference_N[np.abs(difference_N) < 1e-12] = 0.0
-    low, high = _percentile_interval([(1.0, a), (-1.0, b)], resamples, level, seed)
+    low, high = _percentile_interval([a - b] if same_seeds else [a, -b], resamples, level, seed)
     above, below = int((difference_N > 0).sum()), int((difference_N < 0).sum())
     binary = len(a) == len(b) == 1 and bool(np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all())
     p_value = _mcnemar(above, below) if binary else _sign_flip(difference_N, resamples, seed)
@@ -156,24 +161,22 @@ def _check_paired(a: Array, b: Array, ids_a: Sequence[str] | None, ids_b: Sequen
             raise LeverlabError(f"A and B are not paired: question {place} is '{left}' in A and '{right}' in B")
 
 
-def _percentile_interval(
-    terms: Sequence[tuple[float, Array]], resamples: int, level: float, seed: int
-) -> tuple[float, float]:
-    """Return the interval of the sum of sign x mean over `terms` (sign, scores_SN), questions drawn jointly."""
+def _percentile_interval(terms_SN: Sequence[Array], resamples: int, level: float, seed: int) -> tuple[float, float]:
+    """Return the interval of the sum of the means of `terms_SN`: questions are drawn jointly, seeds term by term."""
     if resamples < 1 or not 0 < level < 1:
         raise LeverlabError(f"a bootstrap needs resamples >= 1 and 0 < level < 1, got {resamples} and {level}")
     rng = np.random.default_rng(seed)
-    n = terms[0][1].shape[1]
+    n = terms_SN[0].shape[1]
     means_R = np.empty(resamples)
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
         per_question_RN = np.zeros((size, n))
-        for sign, scores in terms:
-            seeds = len(scores)
+        for term in terms_SN:
+            seeds = len(term)
             drawn_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size) / seeds
             # A plain sum, not a BLAS product: the same bytes on every machine.
             for s in range(seeds):
-                per_question_RN += sign * drawn_RS[:, s, None] * scores[s]
+                per_question_RN += drawn_RS[:, s, None] * term[s]
         questions_RN = rng.integers(n, size=(size, n))
         means_R[start : start + size] = np.take_along_axis(per_question_RN, questions_RN, axis=1).mean(axis=1)
     tail = (1 - level) / 2

@@ -52,6 +52,7 @@ class _Cell:
     """The answers of one method at one shot count: `scores` are (seeds, questions)."""
 
     scores: NDArray[np.float64]
+    seeds: list[int]
     question_ids: list[str]
     distinct_demos: float
 
@@ -122,7 +123,15 @@ def comparisons(
     for other in others:
         for shots in (key[1] for key in cells if key[0] == method):
             a, b = cells[method, shots], cells[other, 0 if other == "zero_shot" else shots]
-            found = paired_difference(a.scores, b.scores, a.question_ids, b.question_ids, resamples, seed=seed)
+            found = paired_difference(
+                a.scores,
+                b.scores,
+                a.question_ids,
+                b.question_ids,
+                resamples,
+                seed=seed,
+                same_seeds=a.seeds == b.seeds,
+            )
             rows.append(
                 (
                     method,
@@ -184,7 +193,9 @@ def _cells(answers: pd.DataFrame) -> dict[tuple[str, int], _Cell]:
         scores = rows.pivot(index="seed", columns="question_id", values="vqa_accuracy").sort_index(axis=1)
         distinct = rows.groupby("seed")["demos"].agg(lambda lists: len({demo for demos in lists for demo in demos}))
         scores_SN = scores.to_numpy(dtype=np.float64)
-        cells[str(method), int(shots)] = _Cell(scores_SN, scores.columns.tolist(), float(distinct.mean()))
+        cells[str(method), int(shots)] = _Cell(
+            scores_SN, scores.index.tolist(), scores.columns.tolist(), float(distinct.mean())
+        )
     return dict(sorted(cells.items(), key=lambda item: (METHODS.index(item[0][0]), item[0][1])))
 
 

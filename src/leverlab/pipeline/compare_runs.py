@@ -4,7 +4,8 @@ Each pair of runs is compared at every shot count that both have. Three things a
 different questions:
 
 - *the interval and `p_value`* (`leverlab.evaluation.statistics.paired_difference`) use all seeds of both runs, averaged
-  by question. They decide the verdict, after Holm's correction over all pairs and shot counts.
+  by question; the interval draws seeds in pairs where both runs have the same. They decide the verdict, after Holm's
+  correction over all pairs and shot counts.
 - *McNemar's exact test* asks whether two fixed sets of yes-or-no answers differ, so it applies to one seed of A and one
   of B, and to scores of 0 and 1 alone. It is made for every seed that both runs have; `mcnemar_p` is the smallest of
   these p-values times their number (Bonferroni). Seeds are not pooled, since the answers of several seeds to one
@@ -215,6 +216,7 @@ def _pair(
         ids_a=list(one.columns),
         ids_b=list(other.columns),
         resamples=resamples,
+        same_seeds=list(one.index) == list(other.index),
     )
     straight = first == a
     matched = seeds[(seeds["run_a"] == a) & (seeds["run_b"] == b) & (seeds["shots"] == shots)]
