@@ -190,10 +190,10 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
         declaration = read_declaration(Path(home) / "dvc.yaml", stage, item or {})
         locks = Path(".leverlab") / "locks"
         locks.mkdir(parents=True, exist_ok=True)
-        with _lock(locks / f"{declaration.name}.lock", declaration.name):
+        with _own_workspace(locks / f"{declaration.name}.lock", declaration.name):
             run = Stage(declaration)
             run.state_dir.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(run.state_dir.with_suffix(".lock"), declaration.name):
+            with _own_state(run.state_dir.with_suffix(".lock"), run):
                 run.prepare()
                 body(run)
                 run.check_inputs()
@@ -227,7 +227,8 @@ def _input_digest(dep: str) -> str:
         raise LeverlabError(f"the input '{dep}' does not exist; run the stage that makes it (dvc repro)") from None
 
 
-def _lock(path: Path, name: str) -> AcquireReturnProxy[Any]:
+def _own_workspace(path: Path, name: str) -> AcquireReturnProxy[Any]:
+    """Return the lock of the stage's outs in this workspace, or refuse."""
     try:
         return FileLock(path).acquire(timeout=0)
     except Timeout:
@@ -235,6 +236,16 @@ def _lock(path: Path, name: str) -> AcquireReturnProxy[Any]:
             f"'{name}' is already running in another process, perhaps left over by a killed dvc; "
             f"wait for it or end it (it holds {path})"
         ) from None
+
+
+def _own_state(path: Path, run: Stage) -> AcquireReturnProxy[Any]:
+    """Return the lock of the run's state. Queued experiments share it and meet in equal stages: the later one waits."""
+    lock = FileLock(path)
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        run.say(f"waiting for another process that runs the same '{run.name}'; if it is left over, end it ({path})")
+        return lock.acquire()
 
 
 def _is_disk_full(error: BaseException) -> bool:
