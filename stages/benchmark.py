@@ -14,7 +14,7 @@ from leverlab.deploy.llama_cpp import LlamaCppError, Settings
 from leverlab.evaluation.quantised import RANDOM, to_answer
 from leverlab.evaluation.summary import ANSWER_SCHEMA
 from leverlab.export.quantisation import KINDS
-from leverlab.export.vision_part import image_tokens
+from leverlab.export.vision_part import image_limits
 from leverlab.files import write_text
 from leverlab.records import read_examples, read_table
 from leverlab.selector.inference import InferenceSelector
@@ -29,7 +29,7 @@ def body(stage: Stage) -> None:
     params, vlm = stage.section("benchmark", BenchmarkParams), stage.section("vlm", VlmAnswers)
     kinds, runtime = stage.section("gguf", GgufKinds).kinds, stage.section("runtime", RuntimeParams)
     models, prompts = stage.dep("models/gguf"), _prompts(stage, params.questions)
-    settings = Settings(image_tokens(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
+    settings = Settings(image_limits(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
     runs: dict[str, list[Run]] = {name: [] for name in (*(f"transformers {dtype}" for dtype in DTYPES), *kinds)}
     errors: dict[str, str] = {}
     for _ in stage.progress(range(params.runs), "runs", params.runs):

@@ -21,7 +21,7 @@ from leverlab.deploy.bundle import (
 )
 from leverlab.deploy.bundle_guide import MODELFILE, README, modelfile, readme
 from leverlab.deploy.features import FeatureEncoder
-from leverlab.export.vision_part import image_tokens
+from leverlab.export.vision_part import image_limits
 from leverlab.files import write_text
 from leverlab.selector.features import FeatureTable, read_features, write_features
 from leverlab.selector.inference import InferenceSelector
@@ -84,10 +84,10 @@ def body(stage: Stage) -> None:
     for name in (*texts, MMPROJ):
         shutil.copyfile(gguf / name, folder / name)
     encoder = TRAINED_ENCODER if trained else prepare.encoder
-    limits, shots = image_tokens(Path(vlm.source)), stage.section("eval", EvalParams).shots
+    images, shots = image_limits(Path(vlm.source)), stage.section("eval", EvalParams).shots
     compared, equal = 0, 0
     if encoder == VLM_ENCODER:
-        made = FeatureEncoder.load(folder / MMPROJ, folder / texts[0], limits)
+        made = FeatureEncoder.load(folder / MMPROJ, folder / texts[0], images)
         compared, equal = _equal_picks(InferenceSelector.load(folder), data, made, shots)
         stage.say(f"{equal} of {compared} picks on validation questions are the pipeline's")
     chosen = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def body(stage: Stage) -> None:
         vlm=vlm.source,
         texts=texts,
         mmproj=MMPROJ,
-        image_tokens=list(limits),
+        images=images,
         context=context,
         max_new_tokens=vlm.max_new_tokens,
         compared_picks=compared,

@@ -12,7 +12,7 @@ from leverlab.deploy.parity import as_record, compare_prompts, parity_prompts, r
 from leverlab.errors import LeverlabError
 from leverlab.export.gguf import compare, export_text, export_vision
 from leverlab.export.quantisation import Kind
-from leverlab.export.vision_part import image_tokens, tile_pixels
+from leverlab.export.vision_part import image_limits
 from leverlab.files import write_text
 from leverlab.records import read_examples
 from leverlab.stage import Stage, run_stage
@@ -69,12 +69,12 @@ def _parity(
     stage: Stage, params: GgufParams, vlm: VlmAnswers, files: dict[Kind, Path], mmproj: Path
 ) -> dict[str, dict[str, Any]]:
     """Return by kind the parity of each set of prompts, or the error that kept it from being measured."""
-    checkpoint, runtime = Path(vlm.source), stage.section("runtime", RuntimeParams)
+    images, runtime = image_limits(Path(vlm.source)), stage.section("runtime", RuntimeParams)
     pool = read_examples(stage.dep("data/prepared") / "pool.parquet")
-    prompts = parity_prompts(pool, tile_pixels(checkpoint), params.parity.prompts, params.parity.seed)
+    prompts = parity_prompts(pool, images.smallest_square, params.parity.prompts, params.parity.seed)
     stage.say(f"answering {len(prompts)} prompts with transformers in float32")
     expected = references(load_vlm(vlm.source, "float32"), prompts, vlm.max_new_tokens)
-    settings = Settings(image_tokens(checkpoint), runtime.context, runtime.threads, runtime.seconds, exact_cache=True)
+    settings = Settings(images, runtime.context, runtime.threads, runtime.seconds, exact_cache=True)
     found: dict[str, dict[str, Any]] = {}
     for kind, path in files.items():
         try:

@@ -23,7 +23,7 @@ from leverlab.evaluation.quantised import (
 )
 from leverlab.evaluation.summary import ANSWER_SCHEMA
 from leverlab.evaluation.vqa_metric import vqa_accuracy
-from leverlab.export.vision_part import image_tokens
+from leverlab.export.vision_part import image_limits
 from leverlab.files import write_text
 from leverlab.parallel import run_tasks
 from leverlab.records import Example, read_examples, read_table, write_table
@@ -72,7 +72,8 @@ def predict(task: Task) -> dict[str, Any]:
     try:
         with LlamaCpp(MODELS / f"text-{task.kind}.gguf", MODELS / MMPROJ, Worker.settings) as model:
             for question, shown in zip(prompts["question_id"], prompts["demos"], strict=True):
-                messages = chat_messages([Worker.demos[demo] for demo in shown], Worker.questions[question])
+                demos = [Worker.demos[demo] for demo in shown]
+                messages = chat_messages(demos, Worker.questions[question], Worker.settings.images)
                 predictions.append(model.answer(messages, Worker.max_new_tokens).text)
     except LlamaCppError as error:
         return {"error": str(error)}
@@ -96,7 +97,7 @@ def body(stage: Stage) -> None:
     for needed in (ANSWERS, MODELS, PREPARED, SELECTOR):
         stage.dep(str(needed))
     prompts = _prompts()
-    settings = Settings(image_tokens(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
+    settings = Settings(image_limits(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
     tasks = [
         Task(kind, start, stage.state_dir / f"{kind}-{start}.json")
         for kind, start in product(kinds, range(0, len(prompts), PROMPTS_A_TASK))

@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,15 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from leverlab.deploy import vision_tower
 from leverlab.deploy.features import FeatureEncoder
-from leverlab.deploy.vision_tower import VisionTower, fitting_size
+from leverlab.deploy.vision_tower import VisionTower
 from leverlab.errors import LeverlabError
 from leverlab.export.gguf import Kind, export_text, export_vision
 from leverlab.export.gguf_file import read_gguf
-from leverlab.export.vision_part import image_tokens
+from leverlab.export.images import ImageLimits
+from leverlab.export.vision_part import image_limits
 from leverlab.records import Example
 from leverlab.selector.encoders import VlmImageEncoder, compute_features_vlm
 from leverlab.vlm.model import Vlm, load_vlm
@@ -61,10 +61,10 @@ class Exported:
     vlm: Vlm
     mmproj: Path
     text: Path
-    tokens: tuple[int, int]
+    images: ImageLimits
 
     def encoder(self, **other: Any) -> FeatureEncoder:
-        return FeatureEncoder.load(**{"mmproj": self.mmproj, "text": self.text, "image_tokens": self.tokens} | other)
+        return FeatureEncoder.load(**{"mmproj": self.mmproj, "text": self.text, "images": self.images} | other)
 
     def wanted_image(self, image: Image.Image) -> NDArray[np.float32]:
         images = VlmImageEncoder(self.vlm)
@@ -81,7 +81,7 @@ def export(checkpoint: Path, folder: Path) -> Exported:
     export_text(checkpoint, folder / "text.gguf", "f16")
     export_vision(checkpoint, folder / "mmproj.gguf")
     vlm = load_vlm(str(checkpoint), "float32", "cpu")
-    return Exported(vlm, folder / "mmproj.gguf", folder / "text.gguf", image_tokens(checkpoint))
+    return Exported(vlm, folder / "mmproj.gguf", folder / "text.gguf", image_limits(checkpoint))
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +187,8 @@ def test_tokens_of_other_geometries(full: tuple[int, ...], frames: int, patch: i
     Heads are 48, 32 and 36 wide. An image has 6 to 400 tokens.
     """
     exported = export(build(tmp_path / "vlm", full=full, frames=frames, patch=patch, width=width), tmp_path)
-    tower, side = VisionTower(exported.mmproj, exported.tokens), 2 * patch
-    assert exported.tokens == (6, 400)
+    tower, side = VisionTower(exported.mmproj, exported.images), 2 * patch
+    assert exported.images == ImageLimits(side, 6, 400)
     for columns, rows in [(2, 3), (7, 7), (14, 8), (8, 15), (20, 9), (1, 30), (0.6, 0.7), (13.6, 9.3), (50, 30)]:
         image = noise(round(columns * side), round(rows * side))
         tokens, wanted = tower.encode(image), exported.wanted_tokens(image)
@@ -212,15 +212,6 @@ def test_attention_in_chunks_is_the_same(
     monkeypatch.setattr(vision_tower.np, "exp", exp)
     np.testing.assert_allclose(encoder.image(image), whole, rtol=0, atol=TOLERANCE)
     assert set(sizes) == {(4, 6, 196), (4, 4, 196)}
-
-
-@pytest.mark.parametrize("side", [16, 28])
-def test_sizes_are_those_of_transformers(side: int) -> None:
-    for width in (1, 3, 7, 8, 14, 16, 24, 40, 42, 56, 70, 97, 150, 199, 1000, 2999):
-        for height in (1, 5, 8, 15, 24, 40, 42, 70, 111, 200, 641, 2000):
-            if max(width, height) <= 200 * min(width, height):
-                wanted = smart_resize(height, width, side, 4 * side**2, 60 * side**2)
-                assert fitting_size((width, height), side, (4, 60)) == wanted[::-1]
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q5_0", "q4_0"])
@@ -277,16 +268,17 @@ sys.meta_path.insert(0, Barred())
 import numpy as np
 from PIL import Image
 from leverlab.deploy.features import FeatureEncoder
+from leverlab.export.images import ImageLimits
 
-mmproj, text, image, question, out, fewest, most = sys.argv[1:]
-encoder = FeatureEncoder.load(Path(mmproj), Path(text), (int(fewest), int(most)))
+mmproj, text, image, question, out, *limits = sys.argv[1:]
+encoder = FeatureEncoder.load(Path(mmproj), Path(text), ImageLimits(*map(int, limits)))
 np.save(out, np.stack([encoder.image(Image.open(image)), encoder.text(question)]))
 try:
     import leverlab.selector.encoders
 except AssertionError as error:
     print(error)
 """
-    out, limits = tmp_path / "features.npy", map(str, digits.tokens)
+    out, limits = tmp_path / "features.npy", map(str, astuple(digits.images))
     done = subprocess.run(
         [sys.executable, "-c", code, digits.mmproj, digits.text, tmp_path / "image.png", question, out, *limits],
         env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
@@ -493,7 +485,6 @@ def test_texts_without_features(encoder: FeatureEncoder) -> None:
         encoder.text("a \ud83d")
 
 
-@pytest.mark.parametrize("limits", [(0, 4), (5, 4), (-1, -1)])
-def test_limits_that_are_none(digits: Exported, limits: tuple[int, int]) -> None:
-    with pytest.raises(LeverlabError, match=re.escape(f"image_tokens = {limits}")):
-        digits.encoder(image_tokens=limits)
+def test_limits_of_another_checkpoint(digits: Exported) -> None:
+    with pytest.raises(LeverlabError, match=r"a token of .*mmproj\.gguf is 16 pixels a side, and .* multiples of 28"):
+        digits.encoder(images=replace(digits.images, side=28))

@@ -10,9 +10,12 @@ import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image
@@ -22,7 +25,8 @@ from leverlab.deploy import llama_cpp, llama_worker
 from leverlab.deploy.llama_cpp import LlamaCpp, LlamaCppError, Settings, chat_messages
 from leverlab.deploy.parity import Prompt, references
 from leverlab.export.gguf import export_text, export_vision
-from leverlab.export.vision_part import image_tokens
+from leverlab.export.images import ImageLimits
+from leverlab.export.vision_part import image_limits
 from leverlab.records import Example
 from leverlab.vlm.model import Vlm, load_vlm
 from leverlab.vlm.prompt import PromptFormat
@@ -30,7 +34,7 @@ from leverlab.worlds.digits import digits_world
 
 ROOT = Path(__file__).parents[2]
 VLM = ROOT / "worlds/digits/vlm"
-SETTINGS = Settings(image_tokens(VLM), context=1024, exact_cache=True)
+SETTINGS = Settings(image_limits(VLM), context=1024, exact_cache=True)
 VOCABULARY = 480
 
 
@@ -118,12 +122,13 @@ def test_messages_of_a_prompt(pool: tuple[Example, ...]) -> None:
     first, last = replace(pool[0], answers=("no", "yes", "yes")), pool[1]
 
     def turn(example: Example) -> dict[str, object]:
-        url = f"data:image/png;base64,{base64.b64encode(example.image).decode('ascii')}"
+        png = base64.b64encode(SETTINGS.images.fitting_png(example.open_image()))
+        url = f"data:image/png;base64,{png.decode('ascii')}"
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": example.question}]
         return {"role": "user", "content": content}
 
-    assert chat_messages([], last) == [turn(last)]
-    assert chat_messages([first, last], last) == [
+    assert chat_messages([], last, SETTINGS.images) == [turn(last)]
+    assert chat_messages([first, last], last, SETTINGS.images) == [
         turn(first),
         {"role": "assistant", "content": "yes"},
         turn(last),
@@ -132,21 +137,36 @@ def test_messages_of_a_prompt(pool: tuple[Example, ...]) -> None:
     ]
 
 
-def as_jpeg(example: Example) -> Example:
-    content = io.BytesIO()
-    example.open_image().save(content, format="JPEG", quality=95, subsampling=0)
+def remade(example: Example, size: tuple[int, int] | None = None, mode: str = "RGB", **kind: Any) -> Example:
+    """The example with its image resized, in another mode, and saved as another kind of file."""
+    image, content = example.open_image().convert(mode), io.BytesIO()
+    image.resize(size or image.size).save(content, **kind)
     return replace(example, image=content.getvalue())
 
 
-def test_formats_of_images_are_named(pool: tuple[Example, ...]) -> None:
-    for example, kind in ((pool[0], "png"), (as_jpeg(pool[0]), "jpeg")):
-        url = chat_messages([], example)[0]["content"][0]["image_url"]["url"]
-        head, _, content = url.partition(",")
-        assert head == f"data:image/{kind};base64"
-        assert Image.open(io.BytesIO(base64.b64decode(content))).format == kind.upper()
+def test_images_are_sent_as_png(pool: tuple[Example, ...]) -> None:
+    """With the pixels that Pillow decodes."""
+    example = remade(pool[0], format="JPEG", quality=60)
+    url = chat_messages([], example, SETTINGS.images)[0]["content"][0]["image_url"]["url"]
+    head, _, content = url.partition(",")
+    assert head == "data:image/png;base64"
+    shown = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert shown.format == "PNG"
+    assert np.array_equal(shown, example.open_image())
 
 
-@pytest.mark.parametrize("form", [lambda example: example, as_jpeg], ids=["png", "jpeg"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda example: example,
+        partial(remade, format="JPEG", quality=60),
+        partial(remade, format="WEBP", quality=60),
+        partial(remade, format="PNG", mode="RGBA", size=(21, 37)),
+        partial(remade, format="PNG", mode="L", size=(7, 5)),
+        partial(remade, format="GIF", size=(100, 40)),
+    ],
+    ids=["png", "jpeg", "webp", "odd", "smaller", "larger"],
+)
 def test_answers_are_those_of_transformers(
     runtime: LlamaCpp, vlm: Vlm, pool: tuple[Example, ...], form: Callable[[Example], Example]
 ) -> None:
@@ -155,7 +175,7 @@ def test_answers_are_those_of_transformers(
     prompts = [Prompt("1x1", tuple(shown[at : at + 2]), shown[at + 2]) for at in range(0, 12, 2)]
     texts = set()
     for prompt, expected in zip(prompts, references(vlm, prompts, 4), strict=True):
-        found = runtime.answer(chat_messages(prompt.demos, prompt.question), 4, 1000)
+        found = runtime.answer(chat_messages(prompt.demos, prompt.question, SETTINGS.images), 4, 1000)
         assert found.ids == expected.ids
         assert found.text == PromptFormat(vlm.processor).decode(list(expected.ids)) != ""
         assert found.prompt_tokens == expected.prompt_tokens
@@ -166,7 +186,7 @@ def test_answers_are_those_of_transformers(
 
 
 def test_what_is_asked_for_is_given(runtime: LlamaCpp, pool: tuple[Example, ...]) -> None:
-    messages = chat_messages(pool[:2], pool[2])
+    messages = chat_messages(pool[:2], pool[2], SETTINGS.images)
     whole = runtime.answer(messages, 4, 1000)
     assert len(whole.ids) > 1  # a word and the end
     silent = runtime.answer(messages, 4)
@@ -184,7 +204,8 @@ def test_loading_again_and_another_order_change_no_bit(
     runtime: LlamaCpp, files: tuple[Path, Path], pool: tuple[Example, ...]
 ) -> None:
     """Nothing of a prompt is kept for the next one."""
-    prompts = [chat_messages(pool[:count], pool[question]) for count in (0, 1, 2) for question in (5, 6)]
+    shown = [(pool[:count], pool[question]) for count in (0, 1, 2) for question in (5, 6)]
+    prompts = [chat_messages(*each, SETTINGS.images) for each in shown]
 
     def answers(loaded: LlamaCpp, order: list[int]) -> list[object]:
         found = {index: loaded.answer(prompts[index], 4, 1000) for index in order}
@@ -288,13 +309,15 @@ def test_prompts_that_are_refused_end_nothing(
     runtime: LlamaCpp, files: tuple[Path, Path], pool: tuple[Example, ...]
 ) -> None:
     """One too long, and one with a broken image; the next one is answered as ever."""
-    sound = chat_messages(pool[:1], pool[2])
+    sound = chat_messages(pool[:1], pool[2], SETTINGS.images)
     before = runtime.answer(sound, 4, 10)
     with pytest.raises(LlamaCppError) as error:
-        runtime.answer(chat_messages(pool * 10, pool[2]), 4)
+        runtime.answer(chat_messages(pool * 10, pool[2], SETTINGS.images), 4)
     one_sentence(error, r"refused answering with .*text\.gguf\b", r"exceeds the available context size \(1024 tokens\)")
+    broken = chat_messages([], pool[0], SETTINGS.images)
+    broken[0]["content"][0]["image_url"]["url"] = "data:image/png;base64," + base64.b64encode(b"no image").decode()
     with pytest.raises(LlamaCppError) as error:
-        runtime.answer(chat_messages([], replace(pool[0], image=b"\x89PNG and no more")), 4)
+        runtime.answer(broken, 4)
     one_sentence(
         error, r"refused answering with .*text\.gguf\b", "Failed to load image", "; look at the prompt's images"
     )
@@ -304,7 +327,7 @@ def test_prompts_that_are_refused_end_nothing(
 
 def test_images_without_a_vision_file(files: tuple[Path, Path], pool: tuple[Example, ...], nothing_left: None) -> None:
     with LlamaCpp(files[0], None, SETTINGS) as loaded, pytest.raises(LlamaCppError) as error:
-        loaded.answer(chat_messages([], pool[0]), 4)
+        loaded.answer(chat_messages([], pool[0], SETTINGS.images), 4)
     one_sentence(error, "image input is not supported", r"text\.gguf")
 
 
@@ -371,7 +394,7 @@ def test_a_runtime_that_hangs_while_answering(worker: Callable[[str], None], not
     """It ignores a friendly end, too."""
     worker("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + LOADED + "listen(); time.sleep(20)")
     with LlamaCpp(Path("text.gguf"), None, SETTINGS) as loaded:
-        loaded._settings = replace(SETTINGS, seconds=0.3)  # short for the answer alone: Python starts when it can
+        loaded.settings = replace(SETTINGS, seconds=0.3)  # short for the answer alone: Python starts when it can
         with pytest.raises(LlamaCppError) as error:
             loaded.answer([], 4)
     one_sentence(error, r"did not end answering with text\.gguf within 0\.3 seconds and was stopped; raise \S+")
@@ -406,7 +429,7 @@ def test_what_the_runtime_is_told(worker: Callable[[str], None], tmp_path: Path,
         time.sleep(600)
     """
     worker(textwrap.dedent(code))
-    settings = Settings((2, 9), context=77, threads=3, seconds=60.0, exact_cache=True)
+    settings = Settings(ImageLimits(16, 2, 9), context=77, threads=3, seconds=60.0, exact_cache=True)
     with LlamaCpp(Path("a.gguf"), Path("b.gguf"), settings) as loaded:
         assert loaded.load_seconds == 0.25
         found = loaded.answer([], 4, 2)

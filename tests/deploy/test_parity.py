@@ -29,7 +29,7 @@ from leverlab.deploy.parity import (
 from leverlab.evaluation.gates import evaluate_gates
 from leverlab.export.gguf import export_text, export_vision
 from leverlab.export.quantisation import KINDS, Kind
-from leverlab.export.vision_part import image_tokens, tile_pixels
+from leverlab.export.vision_part import image_limits
 from leverlab.records import Example
 from leverlab.vlm.model import Vlm, load_vlm
 from leverlab.vlm.prompt import PromptFormat
@@ -332,7 +332,7 @@ def test_prompts_depend_on_the_seed_alone() -> None:
 @pytest.fixture(scope="module")
 def prompts() -> list[Prompt]:
     pool = digits_world(pool=40, train=1, val=1, test=1, label_noise=0.0, seed=0).pool
-    return parity_prompts(pool, tile_pixels(VLM), 3, 0)
+    return parity_prompts(pool, image_limits(VLM).smallest_square, 3, 0)
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +353,7 @@ def measure(
     prompts: list[Prompt], expected: list[Reference], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Path, Kind], dict[str, Parity]]:
     """Export a checkpoint folder and compare it with the sound one: `measure(folder, kind)`."""
-    settings = Settings(image_tokens(VLM), context=1024, exact_cache=True)
+    settings = Settings(image_limits(VLM), context=1024, exact_cache=True)
 
     def run(folder: Path, kind: Kind) -> dict[str, Parity]:
         out = tmp_path_factory.mktemp("export")
@@ -442,7 +442,7 @@ def test_an_exact_cache_is_nearer(
     digits)."""
     export_text(VLM, tmp_path / "text.gguf", "f16")
     export_vision(VLM, tmp_path / "mmproj.gguf")
-    settings = Settings(image_tokens(VLM), context=1024)
+    settings = Settings(image_limits(VLM), context=1024)
     with LlamaCpp(tmp_path / "text.gguf", tmp_path / "mmproj.gguf", settings) as runtime:
         found = compare_prompts(runtime, prompts, expected, NEW_TOKENS, LIKELIEST)
     assert found["all"].max_delta > 2 * sound["f16"]["all"].max_delta

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 
 from leverlab.errors import LeverlabError
 from leverlab.export.gguf import compare, export_text, export_vision
-from leverlab.export.vision_part import image_tokens, tile_pixels
+from leverlab.export.images import ImageLimits
+from leverlab.export.vision_part import image_limits
 from leverlab.vlm.tiny import build_model, build_processor, build_tokenizer
 from tests.export.test_gguf import Edit, rewrite, spoil, variant
 
@@ -197,8 +198,7 @@ def test_older_checkpoints_have_another_file_and_other_limits(checkpoint: Path, 
     rewrite(folder / "config.json", lambda config: config["vision_config"].pop("rope_parameters"))
     export_vision(folder, tmp_path / "older.gguf")
     assert (tmp_path / "older.gguf").read_bytes() == exported.read_bytes()
-    assert image_tokens(folder) == (4, 100)
-    assert tile_pixels(folder) == 32
+    assert image_limits(folder) == ImageLimits(16, 4, 100)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,9 @@ def test_limits_of_an_image(
     size = dict(zip(("shortest_edge", "longest_edge"), pixels, strict=True))
     folder = variant(checkpoint, tmp_path / "other")
     rewrite(folder / "processor_config.json", processor(patch_size=patch, size=size))
-    assert image_tokens(folder) == tokens
-    assert tile_pixels(folder) == tile
+    limits = image_limits(folder)
+    assert limits == ImageLimits(2 * patch, *tokens)
+    assert limits.smallest_square == tile
     made = Qwen2VLImageProcessorPil.from_pretrained(folder)
     for side, kept in ((tile, True), (tile - 2 * patch, False)):
         if side:

@@ -28,7 +28,8 @@ class LlamaCppEngine:
 
     def answer(self, demos: Sequence[Example], question: Example) -> str:
         """Return the greedy answer. Raises `LlamaCppError` when the runtime fails."""
-        return self._model.answer(chat_messages(demos, question), self._max_new_tokens).text
+        messages = chat_messages(demos, question, self._model.settings.images)
+        return self._model.answer(messages, self._max_new_tokens).text
 
 
 class TransformersEngine:
@@ -66,7 +67,6 @@ def engine(bundle: Bundle, kind: str, threads: int, seconds: float) -> Iterator[
     if name not in info.texts:
         kinds = [text.removeprefix("text-").removesuffix(".gguf") for text in info.texts]
         raise LeverlabError(f"the bundle has no engine '{kind}'; it has {', '.join(kinds)} and {TRANSFORMERS}")
-    fewest, most = info.image_tokens
-    settings = Settings((fewest, most), info.context, threads, seconds)
+    settings = Settings(info.images, info.context, threads, seconds)
     with LlamaCpp(Path(bundle.folder) / name, bundle.folder / info.mmproj, settings) as model:
         yield LlamaCppEngine(model, info.max_new_tokens)

@@ -50,7 +50,7 @@ def run_llama_cpp(model: Path, mmproj: Path, settings: Settings, prompts: Prompt
     with LlamaCpp(model, mmproj, settings) as engine:
 
         def answer(demos: Sequence[Example], question: Example) -> Timing:
-            said = engine.answer(chat_messages(demos, question), max_new_tokens)
+            said = engine.answer(chat_messages(demos, question, settings.images), max_new_tokens)
             return Timing(said.seconds, said.prompt_per_second, said.predicted_per_second)
 
         timings = _answer_all(answer, prompts)

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leverlab.deploy.features import FeatureEncoder
 from leverlab.errors import LeverlabError
+from leverlab.export.images import ImageLimits
 from leverlab.records import Example, read_examples
 from leverlab.selector.candidates import SAMPLERS, draw_candidates
 from leverlab.selector.features import FeatureTable, Vectors, read_features
@@ -47,7 +48,7 @@ class BundleInfo(_Strict):
     """What bundle.json says.
 
     files: by name. texts: the GGUF files of the text part, the most exact first; mmproj: the vision part. encoder: what
-    makes the features, `vlm` for the answering model itself. image_tokens: fewest and most tokens of an image. context:
+    makes the features, `vlm` for the answering model itself. images: the sizes that images are brought to. context:
     tokens of a prompt with its answer. equal_picks: of `compared_picks` on validation questions, how many come out
     equal when features are made from the bundle's files instead of the pipeline's. gates, params: the pipeline's;
     inputs: digests of all that went into the bundle.
@@ -66,7 +67,7 @@ class BundleInfo(_Strict):
     vlm: str
     texts: list[str] = Field(min_length=1)
     mmproj: str
-    image_tokens: list[int] = Field(min_length=2, max_length=2)
+    images: ImageLimits
     context: int = Field(ge=1)
     max_new_tokens: int = Field(ge=1)
     compared_picks: int
@@ -128,8 +129,7 @@ class Bundle:
                 f"this selector reads features of '{self.info.encoder}', which the bundle does not hold; train with "
                 "prepare.encoder = vlm and sft.encoder.train = none"
             )
-        fewest, most = self.info.image_tokens
-        return FeatureEncoder.load(self.folder / self.info.mmproj, self.folder / self.info.texts[0], (fewest, most))
+        return FeatureEncoder.load(self.folder / self.info.mmproj, self.folder / self.info.texts[0], self.info.images)
 
     def question(self, image: bytes, question: str) -> Example:
         """Return a new question about an encoded image (PNG, JPEG …), named by a digest of both.

@@ -17,6 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 from leverlab.deploy.vision_tower import VisionTower, require_architecture
 from leverlab.errors import LeverlabError
 from leverlab.export.gguf_file import checked, decode, read_gguf, shape_of
+from leverlab.export.images import ImageLimits
 from leverlab.export.tokenizer_fields import QWEN2_SPLIT
 
 ARCHITECTURE = MODEL_ARCH_NAMES[MODEL_ARCH.QWEN2VL]
@@ -48,16 +49,16 @@ class FeatureEncoder:
         self._tower, self._text = tower, text
 
     @classmethod
-    def load(cls, mmproj: Path, text: Path, image_tokens: tuple[int, int]) -> "FeatureEncoder":
+    def load(cls, mmproj: Path, text: Path, images: ImageLimits) -> "FeatureEncoder":
         """Return the encoder of an exported Qwen2.5-VL.
 
-        mmproj, text: the GGUF files of `leverlab.export.gguf`. image_tokens: the fewest and the most tokens of an image
-        (`leverlab.export.vision_part.image_tokens`), which no GGUF file holds. Only fields are read here; the vision
+        mmproj, text: the GGUF files of `leverlab.export.gguf`. images: the sizes that images are brought to
+        (`leverlab.export.vision_part.image_limits`), which no GGUF file holds. Only fields are read here; the vision
         part is decoded with the first image (4 bytes a parameter), the embedding never as a whole. Raises
         `LeverlabError` when a file is missing, truncated or damaged, when one is not what belongs in its place, and
         when the two are not of one checkpoint's widths.
         """
-        return cls(VisionTower(mmproj, image_tokens), TextEmbedding(text))
+        return cls(VisionTower(mmproj, images), TextEmbedding(text))
 
     def image(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the mean (D,) of an image's merged tokens, as `VlmImageEncoder` does.

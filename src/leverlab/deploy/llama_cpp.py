@@ -22,6 +22,7 @@ import psutil
 
 from leverlab.deploy import llama_worker
 from leverlab.errors import LeverlabError
+from leverlab.export.images import ImageLimits
 from leverlab.records import Example
 
 PACKAGE = "xllamacpp"
@@ -41,12 +42,12 @@ class LlamaCppError(LeverlabError):
 class Settings:
     """How a model is run.
 
-    image_tokens: fewest and most tokens of an image (`leverlab.export.vision_part.image_tokens`). context: tokens of
-    the longest prompt with its answer. threads: of the computation. seconds: that loading or one answer may take.
-    exact_cache: keys and values in float32 and plain attention, instead of llama.cpp's float16 cache.
+    images: sizes that images are brought to. context: tokens of the longest prompt with its answer. threads: of the
+    computation. seconds: that loading or one answer may take. exact_cache: keys and values in float32 and plain
+    attention, instead of llama.cpp's float16 cache.
     """
 
-    image_tokens: tuple[int, int]
+    images: ImageLimits
     context: int
     threads: int = 1
     seconds: float = 60.0
@@ -75,12 +76,16 @@ def available() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def chat_messages(demos: Sequence[Example], question: Example) -> list[Message]:
-    """Return a prompt in the words of the chat completions interface, images as data URIs."""
+def chat_messages(demos: Sequence[Example], question: Example, images: ImageLimits) -> list[Message]:
+    """Return a prompt in the words of the chat completions interface, images as data URIs.
+
+    images: the sizes that images are brought to, as PNG files. llama.cpp would decode and resize in other ways than
+    transformers, and reads fewer formats. Raises `LeverlabError` when an image cannot be decoded or is too narrow.
+    """
     messages: list[Message] = []
     for example in (*demos, question):
-        kind = "png" if example.image.startswith(b"\x89PNG") else "jpeg"
-        url = f"data:image/{kind};base64,{base64.b64encode(example.image).decode()}"
+        content = images.fitting_png(example.open_image())
+        url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         image = {"type": "image_url", "image_url": {"url": url}}
         messages.append({"role": "user", "content": [image, {"type": "text", "text": example.question}]})
         messages.append({"role": "assistant", "content": example.answer})
@@ -99,7 +104,7 @@ class LlamaCpp:
                 f"llama.cpp's runtime '{PACKAGE}' is not installed, so {model} was not run; pip install -r "
                 "requirements.txt"
             )
-        self._model, self._settings = f"{model}{'' if mmproj is None else f' with {mmproj}'}", settings
+        self._model, self.settings = f"{model}{'' if mmproj is None else f' with {mmproj}'}", settings
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         self._process = subprocess.Popen(
@@ -115,7 +120,7 @@ class LlamaCpp:
                 {
                     "model": str(model),
                     "mmproj": None if mmproj is None else str(mmproj),
-                    "image_tokens": settings.image_tokens,
+                    "image_tokens": [settings.images.fewest, settings.images.most],
                     "context": settings.context,
                     "threads": settings.threads,
                     "exact_cache": settings.exact_cache,
@@ -185,14 +190,14 @@ class LlamaCpp:
         """Return the next line of the process, which must come within the time limit."""
         stdout = self._process.stdout
         assert stdout is not None
-        limit = time.monotonic() + self._settings.seconds
+        limit = time.monotonic() + self.settings.seconds
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             while b"\n" not in self._read:
                 if not selector.select(max(0.0, limit - time.monotonic())):
                     self._process.kill()
                     raise LlamaCppError(
-                        f"llama.cpp did not end {doing} {self._model} within {self._settings.seconds:g} seconds and "
+                        f"llama.cpp did not end {doing} {self._model} within {self.settings.seconds:g} seconds and "
                         "was stopped; raise runtime.seconds if the model is large"
                     )
                 part = os.read(stdout.fileno(), 1 << 16)

@@ -149,7 +149,8 @@ def compare_prompts(
     """
     rows: dict[str, list[_Row]] = {size: [] for size in SIZES}
     for prompt, reference in zip(prompts, expected, strict=True):
-        said = runtime.answer(chat_messages(prompt.demos, prompt.question), max_new_tokens, likeliest)
+        messages = chat_messages(prompt.demos, prompt.question, runtime.settings.images)
+        said = runtime.answer(messages, max_new_tokens, likeliest)
         margin = float(np.diff(np.sort(reference.log_probs_TV, axis=1)[:, -2:]).min())
         rows[prompt.size].append(
             _Row(

@@ -19,11 +19,11 @@ from scipy.special import erf, expit
 
 from leverlab.errors import LeverlabError
 from leverlab.export.gguf_file import Fields, checked, contents, decode, read_gguf, shape_of
+from leverlab.export.images import ImageLimits
 from leverlab.export.vision_geometry import MERGE, ROTARY_BASE, WINDOW
 
 Array = NDArray[np.float32]
 ARCHITECTURE = MODEL_ARCH_NAMES[MODEL_ARCH.MMPROJ]
-LARGEST_RATIO = 200  # of the longer to the shorter side, as in transformers
 _SCORES = 1 << 24  # attention scores computed at once: bounds the memory of large images to some 100 MB
 
 _Colour = Annotated[list[float], Field(min_length=3, max_length=3)]
@@ -50,18 +50,21 @@ class _Fields(BaseModel):
 class VisionTower:
     """A vision part in use; `features` is D. Every tensor is decoded to float32 on its first use, and kept.
 
-    image_tokens: the fewest and the most tokens of an image; a smaller or larger one is resized. Raises `LeverlabError`
-    when the file is missing, damaged or no vision part of Qwen2.5-VL, and for limits that are none.
+    images: the sizes that images are brought to. Raises `LeverlabError` when the file is missing, damaged or no vision
+    part of Qwen2.5-VL, and when its tokens have another size than those of `images`.
     """
 
-    def __init__(self, path: Path, image_tokens: tuple[int, int]):
-        if not 0 < image_tokens[0] <= image_tokens[1]:
-            raise LeverlabError(f"image_tokens = {image_tokens} must be the fewest and the most tokens of an image")
-        self.path, self._limits = path, image_tokens
+    def __init__(self, path: Path, images: ImageLimits):
+        self.path, self.images = path, images
         fields, self._stored = read_gguf(path)
         require_architecture(fields, ARCHITECTURE, path)
         self._f = checked(_Fields, fields, path)
         self._check_tensors()
+        if images.side != MERGE * self._f.patch:
+            raise LeverlabError(
+                f"a token of {path} is {MERGE * self._f.patch} pixels a side, and images are brought to multiples of "
+                f"{images.side}; give the limits and the mmproj of one checkpoint"
+            )
         self.features = self._f.features
         self._decoded: dict[str, Array] = {}
 
@@ -80,12 +83,7 @@ class VisionTower:
 
     def _pixels(self, image: Image.Image) -> Array:
         """Return the normalised pixels (3, height, width) of the resized image."""
-        try:
-            rgb = image.convert("RGB")
-        except Exception as error:  # its decoders raise struct.error, IndexError and more beside OSError
-            raise LeverlabError(f"the image cannot be decoded ({error}); use another one") from None
-        width, height = fitting_size(rgb.size, MERGE * self._f.patch, self._limits)
-        levels = np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float64)
+        levels = np.asarray(self.images.fit(image), dtype=np.float64)
         mean, std = (np.asarray(values, dtype=np.float32) for values in (self._f.mean, self._f.std))
         return (((levels * (1 / 255)).astype(np.float32) - mean) / std).transpose(2, 0, 1)
 
@@ -170,29 +168,6 @@ def require_architecture(fields: Fields, wanted: str, path: Path) -> None:
             f"{path} has the architecture {found!r}, not {wanted!r}; give text and mmproj of one Qwen2.5-VL, each in "
             "its place"
         )
-
-
-def fitting_size(size: tuple[int, int], side: int, image_tokens: tuple[int, int]) -> tuple[int, int]:
-    """Return the width and height in pixels that an image of `size` (width, height) is resized to.
-
-    Multiples of `side`, the pixels of a token, that keep the ratio as well as they can and the number of tokens within
-    the limits: `smart_resize` of transformers. Raises `LeverlabError` for an image without pixels, or with one side
-    over 200 times as long as the other.
-    """
-    if min(size) < 1 or max(size) > LARGEST_RATIO * min(size):
-        raise LeverlabError(
-            f"the image is {size[0]} x {size[1]} pixels, and must have pixels, and no side over {LARGEST_RATIO} times "
-            "as long as the other; use another one"
-        )
-    fewest, most = (tokens * side**2 for tokens in image_tokens)
-    wide, high = (round(length / side) * side for length in size)
-    if wide * high > most:
-        shrink = math.sqrt(size[0] * size[1] / most)
-        wide, high = (max(side, math.floor(length / shrink / side) * side) for length in size)
-    elif wide * high < fewest:
-        grow = math.sqrt(fewest / (size[0] * size[1]))
-        wide, high = (math.ceil(length * grow / side) * side for length in size)
-    return wide, high
 
 
 def _expected_shapes(fields: _Fields) -> Iterator[tuple[str, tuple[int, ...]]]:

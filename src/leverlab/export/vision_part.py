@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leverlab.errors import LeverlabError
 from leverlab.export.checkpoint import Arrangement, Expected, Part, check_layers, mapping, match, stored_tensors
+from leverlab.export.images import ImageLimits
 from leverlab.export.text_part import Single, Size
 from leverlab.export.tokenizer_fields import Value, read_json
 from leverlab.export.vision_geometry import MERGE, ROTARY_BASE, WINDOW
@@ -117,22 +118,16 @@ def read_vision_part(folder: Path) -> Part:
     return Part(ARCHITECTURE, _fields(vision, processor), match(_expected_tensors(vision), stored, folder))
 
 
-def image_tokens(folder: Path) -> tuple[int, int]:
-    """Return the fewest and the most tokens of an image, as the checkpoint's image processor has them.
+def image_limits(folder: Path) -> ImageLimits:
+    """Return the sizes of images that the checkpoint's image processor brings them to.
 
-    llama.cpp has limits of its own (8 and 4,096), and no key of a GGUF file changes them: whoever runs the model must
-    set `image_min_tokens` and `image_max_tokens` to these.
+    llama.cpp has limits of its own (8 and 4,096 tokens), and no key of a GGUF file changes them: whoever runs the model
+    must set `image_min_tokens` and `image_max_tokens` to these.
     """
     processor = _image_processor(folder)
-    pixels = (processor.patch_size * processor.merge_size) ** 2
-    return math.ceil(processor.size.shortest_edge / pixels), max(1, processor.size.longest_edge // pixels)
-
-
-def tile_pixels(folder: Path) -> int:
-    """Return the side in pixels of the smallest square image that the image processor does not enlarge."""
-    processor = _image_processor(folder)
     side = processor.patch_size * processor.merge_size
-    return side * math.ceil(math.sqrt(max(1, processor.size.shortest_edge / side**2)))
+    fewest, most = math.ceil(processor.size.shortest_edge / side**2), processor.size.longest_edge // side**2
+    return ImageLimits(side, max(1, fewest), max(1, most))
 
 
 def _vision_config(config: dict[str, Any], where: Path) -> _VisionConfig:

@@ -1,0 +1,73 @@
+"""The sizes of images that a Qwen2.5-VL takes, and images brought to them as transformers does."""
+
+import io
+import math
+from dataclasses import dataclass
+
+from PIL import Image
+
+from leverlab.errors import LeverlabError
+
+LARGEST_RATIO = 200  # of the longer to the shorter side, as in transformers
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Both sides of an image are multiples of `side` pixels, one token each; it has `fewest` to `most` tokens.
+
+    Raises `LeverlabError` for limits that are none.
+    """
+
+    side: int
+    fewest: int
+    most: int
+
+    def __post_init__(self) -> None:
+        if self.side < 1 or not 0 < self.fewest <= self.most:
+            raise LeverlabError(
+                f"an image of {self.fewest} to {self.most} tokens of {self.side} pixels a side is none; give the "
+                "fewest and the most tokens, 0 < fewest <= most"
+            )
+
+    def size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the width and height in pixels that an image of `size` (width, height) is resized to.
+
+        They keep the ratio as well as they can: `smart_resize` of transformers. Raises `LeverlabError` for an image
+        without pixels, or with one side over 200 times as long as the other.
+        """
+        if min(size) < 1 or max(size) > LARGEST_RATIO * min(size):
+            raise LeverlabError(
+                f"the image is {size[0]} x {size[1]} pixels, and must have pixels, and no side over {LARGEST_RATIO} "
+                "times as long as the other; use another one"
+            )
+        side, fewest, most = self.side, self.fewest * self.side**2, self.most * self.side**2
+        wide, high = (round(length / side) * side for length in size)
+        if wide * high > most:
+            shrink = math.sqrt(size[0] * size[1] / most)
+            wide, high = (max(side, math.floor(length / shrink / side) * side) for length in size)
+        elif wide * high < fewest:
+            grow = math.sqrt(fewest / (size[0] * size[1]))
+            wide, high = (math.ceil(length * grow / side) * side for length in size)
+        return wide, high
+
+    @property
+    def smallest_square(self) -> int:
+        """The side in pixels of the smallest square that is not enlarged."""
+        return self.side * math.ceil(math.sqrt(self.fewest))
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """Return the image in RGB, without its alpha, and resized (bicubic) where it does not fit.
+
+        Raises `LeverlabError` when it cannot be decoded, and as `size`.
+        """
+        try:
+            rgb = image.convert("RGB")
+        except Exception as error:  # its decoders raise struct.error, IndexError and more beside OSError
+            raise LeverlabError(f"the image cannot be decoded ({error}); use another one") from None
+        return rgb.resize(self.size(rgb.size), Image.Resampling.BICUBIC)
+
+    def fitting_png(self, image: Image.Image) -> bytes:
+        """Return the image as a PNG file that fits. Raises `LeverlabError` as `fit`."""
+        content = io.BytesIO()
+        self.fit(image).save(content, format="PNG", compress_level=1)
+        return content.getvalue()
