@@ -46,9 +46,9 @@ class Arm:
     folder: Path  # checkpoints and resume state
 
 
-def train_arm(arm: Arm) -> list[str]:
-    """Train an arm in its folder and return one line an epoch."""
-    params, lines = arm.params, list[str]()
+def train_arm(arm: Arm) -> int:
+    """Train an arm in its folder; return how many prompts went through the VLM."""
+    params = arm.params
     data = Prepared(Path("data/prepared"), ["train", "val"], features_of(Path(f"models/sft/{arm.seed}")))
     questions = [*data.splits["train"], *data.splits["val"]]
     scorer = data.scorer(questions, workspace_store() / "scores.sqlite", arm.vlm)
@@ -78,11 +78,10 @@ def train_arm(arm: Arm) -> list[str]:
         guard = params.guard
 
     def say(row: Row) -> None:
-        lines.append(f"{arm.name} {describe(row, params.epochs)}")
-        print(f"grpo@{arm.seed}: {lines[-1]}", flush=True)
+        print(f"grpo@{arm.seed}: {arm.name} {describe(row, params.epochs)}", flush=True)
 
     train(policy, settings, losses, lambda selector: validator(selector, reference), arm.folder, say, guard, practice)
-    return lines
+    return scorer.computed
 
 
 def make_rollouts(arm: Arm, data: Prepared, scorer: Scorer, stop: bool) -> Rollouts:
@@ -158,8 +157,8 @@ def body(stage: Stage, seed: int) -> None:
     ):
         stage.dep(needed)
     arms = [Arm(name, seed, params, reward, vlm, shots, stage.state_dir / name) for name in ARMS]
-    for _ in run_tasks(train_arm, arms):
-        pass
+    asked = sum(run_tasks(train_arm, arms))
+    stage.say(f"{asked} prompts went through the VLM, all others were in the score cache")
     for arm in arms:
         publish_run(arm.folder, stage.out(f"models/grpo/{seed}") / arm.name)
 

@@ -14,3 +14,9 @@ def test_verify_finds_the_same_bytes_for_every_stage(both: tuple[Cold, Cold]) ->
     same = re.findall(r"^(\S+): same bytes \(", output, flags=re.MULTILINE)
     assert sorted([*same, "benchmark"]) == sorted(both[1].ran)
     assert "benchmark: runs; not deterministic, not compared (" in output
+
+
+def test_online_rollouts_again_ask_the_vlm_nothing(both: tuple[Cold, Cold]) -> None:
+    """All lists that the policies sample, and the validation questions of every epoch, are in the score cache."""
+    output = both[1].clone.run("python", "-m", "stages.grpo", "0")
+    assert re.findall(r"^grpo@0: (\d+) prompts went through the VLM", output, flags=re.MULTILINE) == ["0"]
