@@ -19,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: help repro test lint format bench verify report gate demo test-demo clean setup setup-demo
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 repro: setup ## run the main pipeline: only the stages whose inputs changed
 	leverlab params

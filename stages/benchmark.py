@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from leverlab.config.benchmark import BenchmarkParams
-from leverlab.config.gguf import GgufKinds, RuntimeParams
+from leverlab.config.gguf import KINDS, MMPROJ, GgufKinds, RuntimeParams, text_file
 from leverlab.config.vlm import VlmAnswers
 from leverlab.deploy.benchmark import Prompts, Run, run_llama_cpp, run_transformers, summary
 from leverlab.deploy.llama_cpp import LlamaCppError, Settings
 from leverlab.evaluation.quantised import RANDOM, to_answer
 from leverlab.evaluation.summary import ANSWER_SCHEMA
-from leverlab.export.quantisation import KINDS
 from leverlab.export.vision_part import image_limits
 from leverlab.files import write_text
 from leverlab.records import read_examples, read_table
 from leverlab.selector.inference import InferenceSelector
 from leverlab.stage import Stage, run_stage
 
-MMPROJ = "mmproj-f16.gguf"
 DTYPES = ("float32", "bfloat16")  # of transformers
 
 
@@ -39,9 +37,7 @@ def body(stage: Stage) -> None:
             )
         for kind in (kind for kind in kinds if kind not in errors):
             try:
-                run = run_llama_cpp(
-                    models / f"text-{kind}.gguf", models / MMPROJ, settings, prompts, vlm.max_new_tokens
-                )
+                run = run_llama_cpp(models / text_file(kind), models / MMPROJ, settings, prompts, vlm.max_new_tokens)
                 runs[kind].append(run)
             except LlamaCppError as error:
                 errors[kind] = str(error)
@@ -77,7 +73,7 @@ def _prompts(stage: Stage, questions: int) -> Prompts:
 
 def _mib(models: Path, checkpoint: Path, name: str) -> float:
     """Return the size of what an engine loads: an exported text file, or the whole checkpoint."""
-    files = [models / f"text-{name}.gguf"] if name in KINDS else checkpoint.glob("*.safetensors")
+    files = [models / text_file(name)] if name in KINDS else checkpoint.glob("*.safetensors")
     return round(sum(file.stat().st_size for file in files) / 2**20, 3)
 
 

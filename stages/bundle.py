@@ -1,12 +1,12 @@
-"""bundle: the selector, its pool and the exported model in one folder, with proof that it picks the same demos."""
+"""bundle: the selector, its pool and the exported model in one folder; it counts the picks that are the pipeline's."""
 
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from leverlab.config.gguf import KINDS, MMPROJ, text_file
 from leverlab.config.vlm import EvalParams
 from leverlab.deploy.bundle import (
     FEATURES,
@@ -30,43 +30,12 @@ from leverlab.training.prepared import Prepared, features_of
 from leverlab.vlm.model import load_vlm
 from leverlab.vlm.prompt import PromptFormat
 
-MMPROJ = "mmproj-f16.gguf"
-EXACTNESS = ("f16", "q8_0", "q5_0", "q4_0")  # the most exact first
 TRAINED_ENCODER = "an encoder trained with the selector"
-
-
-class _Part(BaseModel):
-    """Those keys of a section that the bundle uses; it keeps the whole sections as a record."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-
-class Sampling(_Part):
-    """How a new question gets its candidates."""
-
-    sampler: str
-    candidates: int
-    encoder: str
-    seed: int
-
-
-class Answering(_Part):
-    """What answers, and how long."""
-
-    source: str
-    max_new_tokens: int
-
-
-class Runtime(_Part):
-    """How long prompts may be."""
-
-    context: int
 
 
 def body(stage: Stage) -> None:
     """Write the folder, and compare its picks with the pipeline's on all validation questions."""
-    prepare, vlm = Sampling.model_validate(stage.value("prepare")), Answering.model_validate(stage.value("vlm"))
-    context = Runtime.model_validate(stage.value("runtime")).context
+    prepare, vlm = stage.value("prepare"), stage.value("vlm")
     selector_folder, gguf = stage.dep("models/selector"), stage.dep("models/gguf")
     data, folder = Prepared(stage.dep("data/prepared"), ["val"]), stage.out("models/bundle")
     folder.mkdir()
@@ -80,11 +49,11 @@ def body(stage: Stage) -> None:
         tuple(demo.id for demo in data.pool), table.image_ND[rows], table.question_ND[rows], table.answer_ND[rows]
     )
     write_features(folder / FEATURES, pool)
-    texts = sorted((path.name for path in gguf.glob("text-*.gguf")), key=_exactness)
+    texts = [text_file(kind) for kind in KINDS if (gguf / text_file(kind)).exists()]
     for name in (*texts, MMPROJ):
         shutil.copyfile(gguf / name, folder / name)
-    encoder = TRAINED_ENCODER if trained else prepare.encoder
-    images, shots = image_limits(Path(vlm.source)), stage.section("eval", EvalParams).shots
+    encoder = TRAINED_ENCODER if trained else prepare["encoder"]
+    images, shots = image_limits(Path(vlm["source"])), stage.section("eval", EvalParams).shots
     compared, equal = 0, 0
     if encoder == VLM_ENCODER:
         made = FeatureEncoder.load(folder / MMPROJ, folder / texts[0], images)
@@ -94,16 +63,16 @@ def body(stage: Stage) -> None:
     info = BundleInfo(
         **{key: chosen[key] for key in ("method", "seed", "epoch", "val_accuracy")},
         shots=shots,
-        sampler=prepare.sampler,
-        candidates=prepare.candidates,
-        sampler_seed=prepare.seed,
+        sampler=prepare["sampler"],
+        candidates=prepare["candidates"],
+        sampler_seed=prepare["seed"],
         encoder=encoder,
-        vlm=vlm.source,
+        vlm=vlm["source"],
         texts=texts,
         mmproj=MMPROJ,
         images=images,
-        context=context,
-        max_new_tokens=vlm.max_new_tokens,
+        context=stage.value("runtime")["context"],
+        max_new_tokens=vlm["max_new_tokens"],
         compared_picks=compared,
         equal_picks=equal,
         files={
@@ -114,15 +83,12 @@ def body(stage: Stage) -> None:
         params=stage.declared_params(),
         inputs=stage.inputs,
     )
-    form = PromptFormat(load_vlm(vlm.source, "float32").processor)
-    default = texts[min(1, len(texts) - 1)]  # q8_0 where there is one: half the size for the same answers
+    form = PromptFormat(load_vlm(vlm["source"], "float32").processor)
+    half = text_file("q8_0")  # half the size for the same answers
+    default = half if half in texts else texts[0]
     write_text(folder / INFO, info.model_dump_json(indent=2) + "\n")
     write_text(folder / README, readme(info, default))
     write_text(folder / MODELFILE, modelfile(info, default, form))
-
-
-def _exactness(name: str) -> int:
-    return EXACTNESS.index(name.removeprefix("text-").removesuffix(".gguf"))
 
 
 def _equal_picks(selector: InferenceSelector, data: Prepared, encoder: FeatureEncoder, shots: int) -> tuple[int, int]:

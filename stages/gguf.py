@@ -5,20 +5,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from leverlab.config.gguf import GgufParams, RuntimeParams
+from leverlab.config.gguf import MMPROJ, GgufParams, Kind, RuntimeParams, text_file
 from leverlab.config.vlm import VlmAnswers
 from leverlab.deploy.llama_cpp import LlamaCpp, LlamaCppError, Settings
 from leverlab.deploy.parity import as_record, compare_prompts, parity_prompts, references
 from leverlab.errors import LeverlabError
 from leverlab.export.gguf import compare, export_text, export_vision
-from leverlab.export.quantisation import Kind
 from leverlab.export.vision_part import image_limits
 from leverlab.files import write_text
 from leverlab.records import read_examples
 from leverlab.stage import Stage, run_stage
 from leverlab.vlm.model import load_vlm
-
-MMPROJ = "mmproj-f16.gguf"
 
 
 def body(stage: Stage) -> None:
@@ -34,7 +31,7 @@ def body(stage: Stage) -> None:
             f"gguf exports a local checkpoint folder, and vlm.source = '{vlm.source}' is not one; fetch it (hf "
             f"download {vlm.source} --local-dir …) and set vlm.source to the folder"
         )
-    files = {kind: stage.state_dir / f"text-{kind}.gguf" for kind in params.kinds}
+    files = {kind: stage.state_dir / text_file(kind) for kind in params.kinds}
     mmproj = stage.state_dir / MMPROJ
     for kind, path in files.items():
         if not path.exists():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from leverlab.config.gguf import GgufKinds, RuntimeParams
+from leverlab.config.gguf import MMPROJ, GgufKinds, RuntimeParams, text_file
 from leverlab.config.vlm import VlmAnswers
 from leverlab.deploy.llama_cpp import LlamaCpp, LlamaCppError, Settings, chat_messages
 from leverlab.evaluation.quantised import (
@@ -31,7 +31,7 @@ from leverlab.selector.inference import InferenceSelector
 from leverlab.stage import Stage, run_stage
 
 PROMPTS_A_TASK = 1000
-MODELS, MMPROJ = Path("models/gguf"), "mmproj-f16.gguf"
+MODELS = Path("models/gguf")
 PREPARED, ANSWERS, SELECTOR = Path("data/prepared"), Path("data/answers.parquet"), Path("models/selector")
 
 
@@ -70,7 +70,7 @@ def predict(task: Task) -> dict[str, Any]:
     prompts = Worker.prompts.iloc[task.start : task.start + PROMPTS_A_TASK]
     predictions = []
     try:
-        with LlamaCpp(MODELS / f"text-{task.kind}.gguf", MODELS / MMPROJ, Worker.settings) as model:
+        with LlamaCpp(MODELS / text_file(task.kind), MODELS / MMPROJ, Worker.settings) as model:
             for question, shown in zip(prompts["question_id"], prompts["demos"], strict=True):
                 demos = [Worker.demos[demo] for demo in shown]
                 messages = chat_messages(demos, Worker.questions[question], Worker.settings.images)
@@ -133,14 +133,14 @@ def _sizes(accuracy: pd.DataFrame) -> pd.DataFrame:
     """Return by kind the size of its text file in MiB, and the selector's accuracy at the largest shot count."""
     rows = accuracy[(accuracy["method"] == SUBJECT) & (accuracy["shots"] == accuracy["shots"].max())]
     rows = rows[rows["kind"] != TRANSFORMERS]
-    sizes = [(MODELS / f"text-{kind}.gguf").stat().st_size / 2**20 for kind in rows["kind"]]
+    sizes = [(MODELS / text_file(kind)).stat().st_size / 2**20 for kind in rows["kind"]]
     return rows.assign(file_mib=sizes)[["kind", "file_mib", "accuracy", "ci_low", "ci_high"]]
 
 
 def _answers(prompts: pd.DataFrame, said: dict[str, list[str]]) -> pd.DataFrame:
     """Return the answers of the checkpoint, in transformers, and of each kind that was measured."""
     references = {question.id: question.answers for question in read_examples(PREPARED / "test.parquet")}
-    columns = ["kind", "method", "shots", "question_id", "prediction", "vqa_accuracy"]
+    columns = SCHEMA.names
     parts = [prompts.assign(kind=TRANSFORMERS)[columns]]
     for kind, predictions in said.items():
         scores = [

@@ -34,10 +34,11 @@ CANDIDATES, SHOTS = 12, 4
 
 @dataclass(frozen=True)
 class Made:
-    """A bundle, the repository that it was made in, and its validation questions."""
+    """A bundle, the repository that it was made in, its selector as a network, and its validation questions."""
 
     root: Path
     bundle: Bundle
+    network: Selector
     questions: Sequence[Example]
 
     @property
@@ -59,7 +60,7 @@ def make_bundle(root: Path, kinds: Sequence[str] = ("f16", "q8_0")) -> Made:
     for kind in kinds:
         export_text(VLM, gguf / f"text-{kind}.gguf", kind)  # type: ignore[arg-type]
     export_vision(VLM, gguf / "mmproj-f16.gguf")
-    _write_selector(root / "models/selector", features)
+    network = _write_selector(root / "models/selector", features)
     (root / "reports").mkdir()
     (root / "reports/gates.json").write_text(json.dumps(GATES))
     params = read_yaml(REPOSITORY / "params.yaml")
@@ -73,10 +74,10 @@ def make_bundle(root: Path, kinds: Sequence[str] = ("f16", "q8_0")) -> Made:
         body(run)
         run.check_inputs()
         run.publish()
-    return Made(root, Bundle(root / "models/bundle"), world.val)
+    return Made(root, Bundle(root / "models/bundle"), network, world.val)
 
 
-def _write_selector(folder: Path, features: object) -> None:
+def _write_selector(folder: Path, features: object) -> Selector:
     parts = [getattr(features, f"{name}_ND") for name in FEATURES]
     architecture = Architecture(width=32, state="gru", head="dot", mmr=False, stop=False)
     torch.manual_seed(0)
@@ -86,3 +87,4 @@ def _write_selector(folder: Path, features: object) -> None:
     chosen = {"method": "grpo", "seed": 0, "epoch": 1, "val_accuracy": 0.5, "shots": SHOTS, "pool": "x"}
     widths = {"widths": list(selector.widths)}
     save_inference(folder, inference_tensors(selector), chosen | widths | asdict(architecture))
+    return selector.eval()

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -79,13 +80,22 @@ def test_picks_on_all_validation_questions_are_those_of_the_network(made: Made) 
 
 
 def test_scores_are_the_probabilities_of_the_picks(made: Made) -> None:
-    """At the first pick all candidates stand to choose: their scores, each asked as the only one barred, sum to 1."""
+    """Those of the torch network after the picks before; the last candidate is all that is left."""
     vectors = made.bundle.vectors(made.questions[0])
     offered = made.bundle.candidates(made.questions[0], vectors)
     found = made.bundle.selector.pick(vectors, offered, len(offered))
     assert len({demo for demo, _ in found}) == len(offered)
     assert found[-1][1] == pytest.approx(1)  # the last one is all that is left
-    assert all(0 < score <= 1 for _, score in found)
+    rows, table = made.bundle.features.rows(offered), made.bundle.features
+    demos = (table.image_ND[rows], table.question_ND[rows], table.answer_ND[rows])
+    picks = torch.tensor([[[offered.index(demo) for demo, _ in found]]])
+    with torch.no_grad():
+        encoded = made.network.encode(
+            (torch.from_numpy(vectors[0]), torch.from_numpy(vectors[1])),
+            (torch.from_numpy(demos[0])[None], torch.from_numpy(demos[1])[None], torch.from_numpy(demos[2])[None]),
+        )
+        expected = made.network.list_logp(encoded, picks).exp()[0, 0].tolist()
+    assert [score for _, score in found] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_same_question_gets_the_same_demos(made: Made) -> None:
@@ -170,7 +180,7 @@ def test_predict_answers_all_and_goes_on_where_it_was_stopped(
     for row, question in zip(whole, made.questions, strict=False):
         picks = made.bundle.pick(made.bundle.question(question.image, question.question), SHOTS)
         assert row["demos"] == [pick.demo.id for pick in picks]
-    asked = stop_after(monkeypatch, 3)
+    stop_after(monkeypatch, 3)
     assert "stopped" in predict(made, questions, tmp_path / "a.parquet")[1]
     assert not (tmp_path / "a.parquet").exists()
     kept = tmp_path / "a.parquet.partial.jsonl"
@@ -323,7 +333,7 @@ def test_a_wrong_option_is_told(made: Made, tmp_path: Path, arguments: list[str]
     assert message in str(done.exception)
 
 
-def test_an_image_of_odd_size_gets_an_answer(made: Made) -> None:
+def test_an_image_of_odd_size_gets_demos(made: Made) -> None:
     """Any size that transformers takes: it is resized to whole tokens."""
     content = io.BytesIO()
     Image.fromarray(np.arange(15 * 37 * 3, dtype=np.uint8).reshape(15, 37, 3)).save(content, format="PNG")

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
+from leverlab.config.gguf import Kind
 from leverlab.deploy import vision_tower
 from leverlab.deploy.features import FeatureEncoder
 from leverlab.deploy.vision_tower import VisionTower
 from leverlab.errors import LeverlabError
-from leverlab.export.gguf import Kind, export_text, export_vision
+from leverlab.export.gguf import export_text, export_vision
 from leverlab.export.gguf_file import read_gguf
 from leverlab.export.images import ImageLimits
 from leverlab.export.vision_part import image_limits

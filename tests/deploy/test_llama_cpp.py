@@ -275,14 +275,8 @@ def cut_at(share: float) -> Callable[[bytes], bytes]:
     [
         (None, "Failed to load CLIP model"),  # the text file in its place
         (cut_at(0.5), "failed to load model .* failed to seek for tensor"),
-        pytest.param(
-            cut_at(0),
-            "failed to read magic",
-        ),
-        pytest.param(
-            cut_at(3e-5),
-            "failed to read header",
-        ),
+        (cut_at(0), "failed to read magic"),
+        (cut_at(3e-5), "failed to read header"),
     ],
 )
 def test_a_wrong_vision_file_is_named(

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from leverlab.config.base import parse_section, read_params
+from leverlab.config.gguf import KINDS, Kind
 from leverlab.config.report import ReportParams
 from leverlab.deploy.llama_cpp import Answer, LlamaCpp, Message, Settings
 from leverlab.deploy.parity import (
@@ -28,7 +29,6 @@ from leverlab.deploy.parity import (
 )
 from leverlab.evaluation.gates import evaluate_gates
 from leverlab.export.gguf import export_text, export_vision
-from leverlab.export.quantisation import KINDS, Kind
 from leverlab.export.vision_part import image_limits
 from leverlab.records import Example
 from leverlab.vlm.model import Vlm, load_vlm
@@ -224,10 +224,7 @@ def test_sizes_are_told_apart() -> None:
     [
         ([0.5, 0.5], {0: 0.5, 1: math.nan}),
         ([0.5, 0.5], {0: math.nan, 1: 0.5}),
-        pytest.param(
-            [0.5, 0.5],
-            {0: math.nan, 1: math.nan},
-        ),
+        ([0.5, 0.5], {0: math.nan, 1: math.nan}),
         ([0.5, 0.5], {0: 1.0, 1: 0.0}),
         ([math.nan, 0.5], {0: 0.5, 1: 0.5}),
         ([1.0, 0.0], {0: 0.5, 1: 0.5}),

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
+from leverlab.config.gguf import KINDS, Kind
 from leverlab.errors import LeverlabError
 from leverlab.export.gguf import compare, export_text
-from leverlab.export.quantisation import KINDS, Kind
 from leverlab.vlm.tiny import CHAT_TEMPLATE, build_model, build_processor, build_tokenizer
 
 Edit = Callable[[dict[str, torch.Tensor]], None]

@@ -6,8 +6,9 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from leverlab.config.gguf import KINDS
 from leverlab.export import quantisation
-from leverlab.export.quantisation import KINDS, LARGEST, TYPES, bounds, errors, n_bytes, stored_type
+from leverlab.export.quantisation import LARGEST, TYPES, bounds, errors, n_bytes, stored_type
 
 BLOCKS = (Type.Q8_0, Type.Q5_0, Type.Q4_0)
 STEPS = {Type.Q8_0: 127, Type.Q5_0: 16, Type.Q4_0: 8}  # the integer of the largest magnitude

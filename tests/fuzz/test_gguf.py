@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from leverlab.config.gguf import Kind
 from leverlab.errors import LeverlabError
-from leverlab.export.gguf import Kind, TensorComparison, compare, export_text, export_vision
+from leverlab.export.gguf import TensorComparison, compare, export_text, export_vision
 from tests.fuzz.conftest import Tally
 from tests.fuzz.mutations import byte_mutants
 from tests.fuzz.tiny_text import SHAPES, make_tensors, write_checkpoint

@@ -10,14 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from leverlab.config.gguf import KINDS
 from leverlab.config.report import GateParams
 from leverlab.evaluation.gates import Gate, evaluate_gates
 from leverlab.evaluation.health import Finding
 from leverlab.evaluation.summary import METHODS
 from leverlab.pipeline import readme
 from leverlab.report.exported import (
-    KINDS,
     Export,
+    answers_text,
     engines_text,
     files_text,
     gate_metrics,
@@ -163,7 +164,7 @@ def test_export(tmp_path: Path, tally: Maker) -> None:
         for kind, figures in gate_metrics(export).items():
             assert kind in KINDS
             assert {"max_delta", "greedy_decided", "mean_kl", "agreement"} <= figures.keys()
-        for table in (files_text, parity_text, engines_text):
+        for table in (files_text, parity_text, answers_text, engines_text):
             assert all(isinstance(cell, str) for row in table(export).itertuples(index=False) for cell in row)
 
     for path in paths:

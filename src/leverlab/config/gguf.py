@@ -1,10 +1,24 @@
-"""The sections `gguf` and `runtime` of params.yaml: exported files, and how llama.cpp runs them."""
+"""The sections `gguf` and `runtime` of params.yaml: exported files, their names, and how llama.cpp runs them."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
 from leverlab.config.base import Section
+
+Kind = Literal["f16", "q8_0", "q5_0", "q4_0"]  # of the text part's matrices, the most exact first
+KINDS: tuple[Kind, ...] = get_args(Kind)
+MMPROJ = "mmproj-f16.gguf"  # the vision part
+
+
+def text_file(kind: str) -> str:
+    """Return the name of the text part's file of type `kind`."""
+    return f"text-{kind}.gguf"
+
+
+def kind_of(file: str) -> str:
+    """Return the type of the text part's file of this name."""
+    return file.removeprefix("text-").removesuffix(".gguf")
 
 
 class ParityParams(Section):
@@ -18,7 +32,7 @@ class ParityParams(Section):
 class GgufKinds(Section):
     """Which files are written: all that a stage needs that runs them."""
 
-    kinds: tuple[Literal["f16", "q8_0", "q5_0", "q4_0"], ...] = Field(min_length=1)  # of the text part's matrices
+    kinds: tuple[Kind, ...] = Field(min_length=1)
 
 
 class GgufParams(GgufKinds):

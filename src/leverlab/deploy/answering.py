@@ -2,15 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
+from leverlab.config.gguf import kind_of, text_file
 from leverlab.deploy.bundle import Bundle
 from leverlab.deploy.llama_cpp import LlamaCpp, Settings, chat_messages
 from leverlab.errors import LeverlabError
+from leverlab.evaluation.quantised import TRANSFORMERS
 from leverlab.records import Example
-
-TRANSFORMERS = "transformers"
 
 
 class Engine(Protocol):
@@ -44,11 +43,7 @@ class TransformersEngine:
 
     def answer(self, demos: Sequence[Example], question: Example) -> str:
         """Return the greedy answer."""
-        inputs = self._vlm.processor(
-            text=self._format.render_prompt(list(demos), question),
-            images=[example.open_image() for example in (*demos, question)],
-            return_tensors="pt",
-        ).to(self._vlm.device)
+        inputs = self._format.inputs(demos, question).to(self._vlm.device)
         ids = self._vlm.model.generate(**inputs, max_new_tokens=self._max_new_tokens, do_sample=False)
         return self._format.decode(ids[0, inputs["input_ids"].shape[1] :].tolist())
 
@@ -63,10 +58,10 @@ def engine(bundle: Bundle, kind: str, threads: int, seconds: float) -> Iterator[
     if kind == TRANSFORMERS:
         yield TransformersEngine(info.vlm, info.max_new_tokens)
         return
-    name = f"text-{kind}.gguf"
+    name = text_file(kind)
     if name not in info.texts:
-        kinds = [text.removeprefix("text-").removesuffix(".gguf") for text in info.texts]
-        raise LeverlabError(f"the bundle has no engine '{kind}'; it has {', '.join(kinds)} and {TRANSFORMERS}")
+        kinds = ", ".join(map(kind_of, info.texts))
+        raise LeverlabError(f"the bundle has no engine '{kind}'; it has {kinds} and {TRANSFORMERS}")
     settings = Settings(info.images, info.context, threads, seconds)
-    with LlamaCpp(Path(bundle.folder) / name, bundle.folder / info.mmproj, settings) as model:
+    with LlamaCpp(bundle.folder / name, bundle.folder / info.mmproj, settings) as model:
         yield LlamaCppEngine(model, info.max_new_tokens)

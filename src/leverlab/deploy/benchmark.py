@@ -118,14 +118,9 @@ def _transformers(source: str, dtype: str, threads: int, prompts: Prompts, max_n
     return Run(load_seconds, psutil.Process().memory_info().rss / 2**20, timings)
 
 
-@torch.no_grad()
 def _generate(vlm: Vlm, form: PromptFormat, demos: Sequence[Example], question: Example, max_new_tokens: int) -> Timing:
     clock, started = _Clock(), time.perf_counter()
-    inputs = vlm.processor(
-        text=form.render_prompt(list(demos), question),
-        images=[example.open_image() for example in (*demos, question)],
-        return_tensors="pt",
-    ).to(vlm.device)
+    inputs = form.inputs(demos, question).to(vlm.device)
     stops = StoppingCriteriaList([clock])
     vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, stopping_criteria=stops)
     first, last = clock.times[0], clock.times[-1]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from itertools import takewhile
 
-from leverlab.deploy.bundle import BundleInfo
+from leverlab.config.gguf import kind_of
+from leverlab.deploy.bundle import VLM_ENCODER, BundleInfo
 from leverlab.records import Example
 from leverlab.vlm.prompt import PromptFormat
 
@@ -58,7 +59,7 @@ def modelfile(info: BundleInfo, text: str, form: PromptFormat) -> str:
 
 def readme(info: BundleInfo, text: str) -> str:
     """Return the bundle's README.md; its commands use the text file `text`."""
-    kind, limits = text.removeprefix("text-").removesuffix(".gguf"), info.images
+    limits = info.images
     files = "\n".join(f"| `{name}` | {file.bytes:,} | `{file.sha256[:16]}` |" for name, file in info.files.items())
     gates = "\n".join(
         f"| {gate['name']} | {gate['metric']} | {gate['value']} | {'pass' if gate['passed'] else '**fail**'} |"
@@ -69,15 +70,7 @@ def readme(info: BundleInfo, text: str) -> str:
 Given an image and a question, the selector ({info.method}, seed {info.seed}, epoch {info.epoch}; validation accuracy
 {info.val_accuracy:.3f}) picks up to {info.shots} demos from `pool.parquet`, and the model answers after them.
 
-```bash
-leverlab select --bundle . --image q.png --question "Which number?" --shots {info.shots}            # demos and prompt
-leverlab select --bundle . --image q.png --question "Which number?" --answer --engine {kind}  # and the answer
-leverlab predict questions.parquet --bundle . --out answers.parquet                    # many; goes on after a stop
-```
-
-Picking demos needs neither torch nor transformers. Of {info.compared_picks} picks on validation questions,
-{info.equal_picks} are those of the pipeline when features are made from these files.
-
+{_picking(info, kind_of(text))}
 ## llama.cpp
 
 ```bash
@@ -108,4 +101,21 @@ The limits of an image's tokens are not in the files: without these options llam
 {gates}
 
 `bundle.json` has the whole digests, the params of every stage, and what the selector was trained on.
+"""
+
+
+def _picking(info: BundleInfo, kind: str) -> str:
+    """Return how to pick demos for new questions, where the bundle can make their features."""
+    if info.encoder != VLM_ENCODER:
+        return f"""New questions have no features here: the selector reads those of {info.encoder}, which these files do
+not hold.
+"""
+    return f"""```bash
+leverlab select --bundle . --image q.png --question "Which number?" --shots {info.shots}            # demos and prompt
+leverlab select --bundle . --image q.png --question "Which number?" --answer --engine {kind}  # and the answer
+leverlab predict questions.parquet --bundle . --out answers.parquet                    # many; goes on after a stop
+```
+
+Picking demos needs neither torch nor transformers. Of {info.compared_picks} picks on validation questions,
+{info.equal_picks} are those of the pipeline when features are made from these files.
 """

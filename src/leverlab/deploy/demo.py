@@ -4,14 +4,12 @@ It needs the packages of requirements-demo.txt. It is served to this machine alo
 content security policy keeps the browser from fetching anything from elsewhere.
 """
 
-import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from PIL import Image
@@ -19,28 +17,29 @@ from PIL import Image
 from leverlab.deploy.answering import Engine
 from leverlab.deploy.bundle import FEATURES, Bundle, Pick, PoolSelector
 from leverlab.errors import LeverlabError
+from leverlab.evaluation.baselines import mixed, select
+from leverlab.evaluation.summary import SELECTORS
 from leverlab.records import Example
 from leverlab.selector.candidates import unit_vectors
 from leverlab.selector.inference import InferenceSelector
 
-RANDOM, SIMILAR = "random", "similarity"
-ORDER = ("sft", "rce", "sft_control", "grpo")
+RANDOM, MIX = "random", "mix"
 HOST = "127.0.0.1"
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self'"
 _SHOWN = 160  # pixels of a small image's side on the page
 
 
 class Methods:
-    """The ways to pick demos that the page offers: random, by similarity, and trained selectors by name."""
+    """The ways to pick demos that the page offers: random, by mixed similarity, and trained selectors by name."""
 
     def __init__(self, bundle: Bundle, selectors: Mapping[str, PoolSelector]):
         self._bundle, self._selectors = bundle, selectors
-        self.names = (RANDOM, SIMILAR, *selectors)
+        self.names = (RANDOM, MIX, *selectors)
 
     def pick(self, name: str, question: Example, shots: int) -> list[Pick]:
         """Return the demos of method `name`.
 
-        Their score is the probability of the pick, and for similarity the mean cosine of image and question.
+        Their score is the probability of the pick, and for mixed similarity the mean cosine of image and question.
         """
         self._bundle.check_shots(shots)
         if shots == 0:
@@ -48,16 +47,13 @@ class Methods:
         vectors = self._bundle.vectors(question)
         candidates = self._bundle.candidates(question, vectors)
         if name == RANDOM:
-            seed = np.frombuffer(hashlib.sha256(question.id.encode()).digest()[:8], dtype="<u4")
-            order = np.random.default_rng(seed.tolist()).permutation(len(candidates))[:shots]
-            found = [(candidates[place], 1 / len(candidates)) for place in order]
-        elif name == SIMILAR:
-            rows, table = self._bundle.features.rows(candidates), self._bundle.features
-            pairs = ((table.image_ND, vectors[0]), (table.question_ND, vectors[1]))
-            cosines = sum(unit_vectors(demos[rows]) @ unit_vectors(query)[0] for demos, query in pairs) / 2
-            found = [
-                (candidates[place], float(cosines[place])) for place in np.argsort(-cosines, kind="stable")[:shots]
-            ]
+            found = [(demo, 1 / len(candidates)) for demo in candidates[:shots]]  # they come in random order
+        elif name == MIX:
+            rows, (image, text) = self._bundle.features.rows(candidates), vectors
+            images, texts = self._bundle.features.image_ND[rows], self._bundle.features.question_ND[rows]
+            cosines = (unit_vectors(images) @ unit_vectors(image)[0] + unit_vectors(texts) @ unit_vectors(text)[0]) / 2
+            places = select(mixed(image, images[None], text, texts[None]), shots)[0]
+            found = [(candidates[place], float(cosines[place])) for place in places]
         else:
             found = self._selectors[name].pick(vectors, candidates, shots)
         return [Pick(self._bundle.demos[demo], score) for demo, score in found]
@@ -71,7 +67,7 @@ def read_selectors(bundle: Bundle, folder: Path) -> dict[str, PoolSelector]:
         method = path.name.rpartition("-")[0]
         if method not in found and not (path / FEATURES).exists():
             found[method] = PoolSelector(InferenceSelector.load(path), bundle.features)
-    ordered = {name: found[name] for name in ORDER if name in found}
+    ordered = {name: found[name] for name in SELECTORS if name in found}
     return ordered or {bundle.info.method: bundle.selector}
 
 

@@ -106,13 +106,11 @@ class LlamaCpp:
             )
         self._model, self.settings = f"{model}{'' if mmproj is None else f' with {mmproj}'}", settings
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
-        environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         self._process = subprocess.Popen(
             [sys.executable, llama_worker.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment,
         )
         self._read = b""
         try:

@@ -118,16 +118,11 @@ def _tiled(sources: Sequence[Example], tiles: tuple[int, int], tile: int) -> Exa
     return replace(sources[0], image=content.getvalue())
 
 
-@torch.no_grad()
 def references(vlm: Vlm, prompts: Iterable[Prompt], max_new_tokens: int) -> list[Reference]:
     """Return what `vlm`, in float32, answers greedily to each prompt, through the processor as it comes."""
     form, found = PromptFormat(vlm.processor), []
     for prompt in prompts:
-        inputs = vlm.processor(
-            text=form.render_prompt(list(prompt.demos), prompt.question),
-            images=[example.open_image() for example in (*prompt.demos, prompt.question)],
-            return_tensors="pt",
-        ).to(vlm.device)
+        inputs = form.inputs(prompt.demos, prompt.question).to(vlm.device)
         said = vlm.model.generate(
             **inputs, max_new_tokens=max_new_tokens, do_sample=False, output_logits=True, return_dict_in_generate=True
         )

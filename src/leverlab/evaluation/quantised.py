@@ -88,8 +88,8 @@ def metrics(
     `over_<against>` at the largest shot count, each with `difference`, `ci_low` and `ci_high`. Six digits."""
     result: dict[str, dict[str, Any]] = {}
     shown = accuracy[accuracy["method"].isin([ZERO, SUBJECT])].sort_values("shots", kind="stable")
-    for row in shown.itertuples():
-        result.setdefault(str(row.kind), {})[f"shots_{row.shots}"] = round(float(str(row.accuracy)), 6)
+    for row in shown.to_dict("records"):
+        result.setdefault(str(row["kind"]), {})[f"shots_{row['shots']}"] = round(float(row["accuracy"]), 6)
     for kind, share in agreed.items():
         result[kind]["agreement"] = round(share, 6)
     last = differences[differences["shots"] == differences["shots"].max()]

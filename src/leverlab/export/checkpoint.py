@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from leverlab.errors import LeverlabError
@@ -173,3 +174,12 @@ def _opened(file: Path) -> Any:
         raise LeverlabError(f"{file} does not exist; restore the missing part of the checkpoint") from None
     except (OSError, SafetensorError) as error:
         raise LeverlabError(f"{file} is truncated or damaged ({error}); restore the checkpoint") from None
+
+
+def unread(error: ValidationError, where: Path, what: str) -> LeverlabError:
+    """Return what to say of a config that pydantic refuses; `what` has the key that is wrong."""
+    problem = error.errors()[0]
+    return LeverlabError(
+        f"{where}: key '{'.'.join(map(str, problem['loc']))}' of {what} is {problem['msg'].lower()}; restore the "
+        "checkpoint's config"
+    )

@@ -15,10 +15,11 @@ import gguf
 import numpy as np
 from gguf import GGUFValueType
 
+from leverlab.config.gguf import KINDS, Kind
 from leverlab.errors import LeverlabError
 from leverlab.export.checkpoint import Part
 from leverlab.export.gguf_file import contents, read_gguf, shape_of
-from leverlab.export.quantisation import KINDS, LARGEST, TYPES, Kind, errors, n_bytes, stored_type
+from leverlab.export.quantisation import LARGEST, TYPES, errors, n_bytes, stored_type
 from leverlab.export.text_part import read_text_part
 from leverlab.export.tokenizer_fields import Value
 from leverlab.export.vision_part import read_vision_part
@@ -32,7 +33,7 @@ class TensorComparison:
 
     name: str
     shape: tuple[int, ...]
-    type: str  # F32, F16 or Q8_0
+    type: str  # ggml's name: F32, F16, Q8_0, …
     max_abs_error: float
     max_allowed_error: float  # the largest bound of any value of the tensor; every value is held against its own
     values_beyond: int  # values whose error exceeds their bound; 0 in a sound file

@@ -5,15 +5,14 @@ Quantised types hold blocks of 32 values: integers, and a scale in half precisio
 """
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 from numpy.typing import NDArray
 
-Kind = Literal["f16", "q8_0", "q5_0", "q4_0"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+from leverlab.config.gguf import Kind
 
 TYPES: dict[Kind, tuple[GGMLQuantizationType, LlamaFileType]] = {
     "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),

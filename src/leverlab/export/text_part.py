@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leverlab.errors import LeverlabError
-from leverlab.export.checkpoint import Expected, Part, check_layers, mapping, match, stored_tensors
+from leverlab.export.checkpoint import Expected, Part, check_layers, mapping, match, stored_tensors, unread
 from leverlab.export.tokenizer_fields import Value, read_json, tokenizer_fields
 
 ARCHITECTURES = {"qwen2_5_vl": "qwen2vl", "qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama"}  # model_type → GGUF
@@ -89,11 +89,7 @@ def _text_config(config: Mapping[str, Any], architecture: str, where: Path) -> _
     try:
         result = _TextConfig.model_validate({**text, **rope_keys})
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise LeverlabError(
-            f"{where}: key '{'.'.join(map(str, problem['loc']))}' of the text model is {problem['msg'].lower()}; "
-            "restore the checkpoint's config"
-        ) from None
+        raise unread(error, where, "the text model") from None
     sections, head = result.mrope_section, result.head_size
     heads, groups = result.num_attention_heads, result.num_key_value_heads
     problems = {

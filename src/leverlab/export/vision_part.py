@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leverlab.errors import LeverlabError
-from leverlab.export.checkpoint import Arrangement, Expected, Part, check_layers, mapping, match, stored_tensors
+from leverlab.export.checkpoint import Arrangement, Expected, Part, check_layers, mapping, match, stored_tensors, unread
 from leverlab.export.images import ImageLimits
 from leverlab.export.text_part import Single, Size
 from leverlab.export.tokenizer_fields import Value, read_json
@@ -136,7 +136,7 @@ def _vision_config(config: dict[str, Any], where: Path) -> _VisionConfig:
     try:
         return _VisionConfig.model_validate(keys | {"rope_theta": rope.get("rope_theta", ROTARY_BASE)})
     except ValidationError as error:
-        raise _unread(error, where, "the vision model") from None
+        raise unread(error, where, "the vision model") from None
 
 
 def _image_processor(folder: Path) -> _ImageProcessor:
@@ -151,15 +151,7 @@ def _image_processor(folder: Path) -> _ImageProcessor:
     try:
         return _ImageProcessor.model_validate(keys)
     except ValidationError as error:
-        raise _unread(error, where, "the image processor") from None
-
-
-def _unread(error: ValidationError, where: Path, what: str) -> LeverlabError:
-    problem = error.errors()[0]
-    return LeverlabError(
-        f"{where}: key '{'.'.join(map(str, problem['loc']))}' of {what} is {problem['msg'].lower()}; restore the "
-        "checkpoint's config"
-    )
+        raise unread(error, where, "the image processor") from None
 
 
 def _require_what_llama_cpp_has(vision: _VisionConfig, processor: _ImageProcessor, where: Path) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from leverlab.config.gguf import KINDS
 from leverlab.errors import LeverlabError
+from leverlab.evaluation.quantised import RANDOM, REFERENCES, SUBJECT, ZERO
 from leverlab.report.inputs import read_csv, read_json
 from leverlab.report.words import NOTHING, count, number, percent, percent_interval, points, points_interval
 
-KINDS = ("f16", "q8_0", "q5_0", "q4_0")
-ACCURACY_COLUMNS = ("method", "shots", "accuracy", "ci_low", "ci_high", "n")
-DIFFERENCE_COLUMNS = ("shots", "difference", "ci_low", "ci_high", "p_holm")
-SUBJECT, ZERO = "selector", "zero_shot"
-_COMPARED = ("transformers", "f16", "random")
+ACCURACY_COLUMNS = ("kind", "method", "shots", "accuracy", "ci_low", "ci_high")
+DIFFERENCE_COLUMNS = ("kind", "against", "shots", "difference", "ci_low", "ci_high")
+_COMPARED = (*REFERENCES, RANDOM)
 
 
 class _Figures(BaseModel):
@@ -129,6 +129,12 @@ def gate_metrics(export: Export) -> dict[str, dict[str, Any]]:
         unknown = {f"over_{against}": interval for against in _COMPARED if against != kind}
         result[kind] = nothing | known | unknown | {"agreement": float("nan")} | dict(export.metrics.get(kind, {}))
     return result
+
+
+def pictured(export: Export) -> pd.DataFrame:
+    """Return the accuracy with the selector's demos at the largest shot count, of the kinds whose speed is known."""
+    rows = export.accuracy[export.accuracy["method"] == SUBJECT]
+    return rows[(rows["shots"] == rows["shots"].max()) & rows["kind"].isin(list(export.engines))]
 
 
 def files_text(export: Export) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormat
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from leverlab.report.exported import SUBJECT, Export
+from leverlab.report.exported import Export, pictured
 from leverlab.report.words import LABELS
 
 Points = NDArray[np.float64]
@@ -159,11 +159,10 @@ def curves_figure(curves: Curves, checkpoints: pd.DataFrame, narrow: bool = Fals
 def export_figure(export: Export, narrow: bool = False) -> Figure:
     """Return accuracy with the selector's demos (percent, largest shot count) against the size of the text file (MiB).
 
-    A point a kind with its 95 % interval, labelled with its name and, where it was measured, the median milliseconds of
-    an answer.
+    A point for each kind whose speed was measured, with its 95 % interval, labelled with its name and the median
+    milliseconds of an answer.
     """
-    rows = export.accuracy[export.accuracy["method"] == SUBJECT]
-    rows = rows[(rows["shots"] == rows["shots"].max()) & rows["kind"].map(lambda kind: kind in export.engines)]
+    rows = pictured(export)
     with _style():
         if rows.empty:
             figure = Figure(figsize=(4.1, 0.6))

@@ -17,14 +17,15 @@ from leverlab.evaluation.summary import METHODS
 SHOTS_COLUMNS = ("method", "shots", "accuracy", "ci_low", "ci_high", "n", "seed_std", "distinct_demos")
 CURVE_COLUMNS = ("epoch", "val_accuracy")
 CHECKPOINT_COLUMNS = ("method", "seed", "epoch", "val_accuracy", "val_loss", "kl", "chosen")
+TEXTS = ("method", "kind", "against")
 MAY_LACK = ("seed_std", "kl", "val_loss")  # one seed has no spread, the first stage no reference
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Return the rows of a CSV file, at least one.
 
-    Raises `LeverlabError` as `csvfile.read_csv`, when a `method` is empty, when `chosen` is not true or false, and when
-    another of these columns holds a text, an infinite number, or a gap where `MAY_LACK` does not allow one.
+    Raises `LeverlabError` as `csvfile.read_csv`, when one of `TEXTS` is empty, when `chosen` is not true or false, and
+    when another of these columns holds a text, an infinite number, or a gap where `MAY_LACK` does not allow one.
     """
     table = csvfile.read_csv(path, columns)
     wrong = [name for name in columns if not _is_sound(table[name])]
@@ -34,7 +35,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _is_sound(column: "pd.Series[Any]") -> bool:
-    if column.name == "method":
+    if column.name in TEXTS:
         return all(isinstance(value, str) for value in column)
     if column.name == "chosen":
         return column.dtype == bool

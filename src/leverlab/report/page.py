@@ -199,10 +199,9 @@ def _figure(name: str, picture: Picture, alt: str) -> Markup:
 
 def _export_alt(export: Export) -> str:
     """Return what the picture of the exported files shows, in words."""
-    last = export.accuracy["shots"].max()
-    rows = export.accuracy[(export.accuracy["shots"] == last) & (export.accuracy["method"] == exported.SUBJECT)]
-    shown = ", ".join(f"{row['kind']} {words.percent(row['accuracy'])} %" for row in rows.to_dict("records"))
-    return f"Accuracy with the selector's demos against file size, at {words.count(int(last), 'shot')}: {shown}."
+    rows = exported.pictured(export).to_dict("records")
+    shown = ", ".join(f"{row['kind']} {words.percent(row['accuracy'])} %" for row in rows)
+    return f"Accuracy with the selector's demos against file size, at the largest shot count: {shown or 'nothing'}."
 
 
 def _inline(document: str, prefix: str, alt: str) -> Markup:

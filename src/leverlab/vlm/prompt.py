@@ -6,8 +6,11 @@ template itself, never assumed. The answer's tokens are the ones that the tokeni
 (a hand-made label mask that ignored the template once made every answer probability 1e-6).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from transformers import BatchFeature
 
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
@@ -91,6 +94,14 @@ class PromptFormat:
         """Return the whole prompt as text, for people and for checks against the processor."""
         messages = [message for demo in demos for message in demo_messages(demo)]
         return self._render([*messages, *question_messages(question.question)], generation=True)
+
+    def inputs(self, demos: Sequence[Example], question: Example) -> BatchFeature:
+        """Return what the model takes for a prompt, of one row, through the processor as it comes."""
+        return self._processor(
+            text=self.render_prompt(list(demos), question),
+            images=[example.open_image() for example in (*demos, question)],
+            return_tensors="pt",
+        )
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of answer tokens, without special tokens and surrounding space."""
