@@ -18,6 +18,7 @@ from leverlab.files import write_text
 from leverlab.records import read_examples, read_table
 from leverlab.selector.inference import InferenceSelector
 from leverlab.stage import Stage, run_stage
+from leverlab.vlm.model import checkpoint_folder
 
 DTYPES = ("float32", "bfloat16")  # of transformers
 
@@ -27,7 +28,7 @@ def body(stage: Stage) -> None:
     params, vlm = stage.section("benchmark", BenchmarkParams), stage.section("vlm", VlmAnswers)
     kinds, runtime = stage.section("gguf", GgufKinds).kinds, stage.section("runtime", RuntimeParams)
     models, prompts = stage.dep("models/gguf"), _prompts(stage, params.questions)
-    settings = Settings(image_limits(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
+    settings = Settings(image_limits(checkpoint_folder(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
     runs: dict[str, list[Run]] = {name: [] for name in (*(f"transformers {dtype}" for dtype in DTYPES), *kinds)}
     errors: dict[str, str] = {}
     for _ in stage.progress(range(params.runs), "runs", params.runs):
@@ -50,7 +51,7 @@ def body(stage: Stage) -> None:
         "engines": {
             name: {"error": errors[name]}
             if name in errors
-            else {"file_mib": _mib(models, Path(vlm.source), name)} | summary(found)
+            else {"file_mib": _mib(models, checkpoint_folder(vlm.source), name)} | summary(found)
             for name, found in runs.items()
         },
     }

@@ -17,19 +17,22 @@ from leverlab.deploy.bundle import (
     VLM_ENCODER,
     BundledFile,
     BundleInfo,
+    default_text,
     digest_of,
 )
 from leverlab.deploy.bundle_guide import MODELFILE, README, modelfile, readme
 from leverlab.deploy.features import FeatureEncoder
+from leverlab.errors import LeverlabError
 from leverlab.export.vision_part import image_limits
 from leverlab.files import write_text
 from leverlab.selector.features import FeatureTable, read_features, write_features
 from leverlab.selector.inference import InferenceSelector
 from leverlab.stage import Stage, run_stage
 from leverlab.training.prepared import Prepared, features_of
-from leverlab.vlm.model import load_vlm
+from leverlab.vlm.model import checkpoint_folder, load_vlm
 from leverlab.vlm.prompt import PromptFormat
 
+LEAST_EQUAL = 0.9  # of the picks on validation questions: the pipeline may compute features in bfloat16
 TRAINED_ENCODER = "an encoder trained with the selector"
 
 
@@ -53,12 +56,19 @@ def body(stage: Stage) -> None:
     for name in (*texts, MMPROJ):
         shutil.copyfile(gguf / name, folder / name)
     encoder = TRAINED_ENCODER if trained else prepare["encoder"]
-    images, shots = image_limits(Path(vlm["source"])), stage.section("eval", EvalParams).shots
+    images, shots = image_limits(checkpoint_folder(vlm["source"])), stage.section("eval", EvalParams).shots
     compared, equal = 0, 0
     if encoder == VLM_ENCODER:
         made = FeatureEncoder.load(folder / MMPROJ, folder / texts[0], images)
         compared, equal = _equal_picks(InferenceSelector.load(folder), data, made, shots)
         stage.say(f"{equal} of {compared} picks on validation questions are the pipeline's")
+        if equal < LEAST_EQUAL * compared:
+            raise LeverlabError(
+                f"the bundle would pick other demos than the pipeline: {equal} of {compared} picks are equal; compute "
+                "features in float32 (vlm.dtype), or export f16 (gguf.kinds)"
+            )
+    else:
+        stage.say(f"new questions get no features from the bundle: the selector reads those of {encoder}")
     chosen = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     info = BundleInfo(
         **{key: chosen[key] for key in ("method", "seed", "epoch", "val_accuracy")},
@@ -84,8 +94,7 @@ def body(stage: Stage) -> None:
         inputs=stage.inputs,
     )
     form = PromptFormat(load_vlm(vlm["source"], "float32").processor)
-    half = text_file("q8_0")  # half the size for the same answers
-    default = half if half in texts else texts[0]
+    default = default_text(texts)
     write_text(folder / INFO, info.model_dump_json(indent=2) + "\n")
     write_text(folder / README, readme(info, default))
     write_text(folder / MODELFILE, modelfile(info, default, form))

@@ -15,7 +15,7 @@ from leverlab.export.vision_part import image_limits
 from leverlab.files import write_text
 from leverlab.records import read_examples
 from leverlab.stage import Stage, run_stage
-from leverlab.vlm.model import load_vlm
+from leverlab.vlm.model import checkpoint_folder, load_vlm
 
 
 def body(stage: Stage) -> None:
@@ -25,12 +25,7 @@ def body(stage: Stage) -> None:
     runtime that is missing, dies or hangs is told in the file's record and keeps the gates red; it fails nothing.
     """
     params, vlm = stage.section("gguf", GgufParams), stage.section("vlm", VlmAnswers)
-    checkpoint = Path(vlm.source)
-    if not checkpoint.is_dir():
-        raise LeverlabError(
-            f"gguf exports a local checkpoint folder, and vlm.source = '{vlm.source}' is not one; fetch it (hf "
-            f"download {vlm.source} --local-dir …) and set vlm.source to the folder"
-        )
+    checkpoint = checkpoint_folder(vlm.source)
     files = {kind: stage.state_dir / text_file(kind) for kind in params.kinds}
     mmproj = stage.state_dir / MMPROJ
     for kind, path in files.items():
@@ -66,7 +61,7 @@ def _parity(
     stage: Stage, params: GgufParams, vlm: VlmAnswers, files: dict[Kind, Path], mmproj: Path
 ) -> dict[str, dict[str, Any]]:
     """Return by kind the parity of each set of prompts, or the error that kept it from being measured."""
-    images, runtime = image_limits(Path(vlm.source)), stage.section("runtime", RuntimeParams)
+    images, runtime = image_limits(checkpoint_folder(vlm.source)), stage.section("runtime", RuntimeParams)
     pool = read_examples(stage.dep("data/prepared") / "pool.parquet")
     prompts = parity_prompts(pool, images.smallest_square, params.parity.prompts, params.parity.seed)
     stage.say(f"answering {len(prompts)} prompts with transformers in float32")

@@ -29,6 +29,7 @@ from leverlab.parallel import run_tasks
 from leverlab.records import Example, read_examples, read_table, write_table
 from leverlab.selector.inference import InferenceSelector
 from leverlab.stage import Stage, run_stage
+from leverlab.vlm.model import checkpoint_folder
 
 PROMPTS_A_TASK = 1000
 MODELS = Path("models/gguf")
@@ -97,7 +98,7 @@ def body(stage: Stage) -> None:
     for needed in (ANSWERS, MODELS, PREPARED, SELECTOR):
         stage.dep(str(needed))
     prompts = _prompts()
-    settings = Settings(image_limits(Path(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
+    settings = Settings(image_limits(checkpoint_folder(vlm.source)), runtime.context, runtime.threads, runtime.seconds)
     tasks = [
         Task(kind, start, stage.state_dir / f"{kind}-{start}.json")
         for kind, start in product(kinds, range(0, len(prompts), PROMPTS_A_TASK))

@@ -30,7 +30,18 @@ from leverlab.dvcfile import Declaration, read_declaration
 from leverlab.errors import LeverlabError
 from leverlab.files import digest, stamp, write_text
 
-PACKAGES = ("torch", "numpy", "transformers", "tokenizers", "datasets", "pyarrow", "scipy", "gguf")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "pyarrow",
+    "scipy",
+    "pillow",
+    "gguf",
+    "xllamacpp",
+)
 ItemT = TypeVar("ItemT")
 
 

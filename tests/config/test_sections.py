@@ -169,6 +169,7 @@ def test_the_misspelt_nested_key_is_named() -> None:
         ("infer.random_seeds", 101),
         ("gguf.kinds", []),
         ("gguf.kinds", ["q4_k"]),
+        ("gguf.kinds", ["f16", "f16"]),
         ("gguf.parity.prompts", 0),
         ("gguf.parity.likeliest", 0),
         ("runtime.context", 63),

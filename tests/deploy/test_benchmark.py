@@ -1,10 +1,15 @@
 """Medians of timings against hand-worked ones; no test measures speed."""
 
+import json
+import math
+import os
 from collections.abc import Sequence
 
 import pytest
 
-from leverlab.deploy.benchmark import Run, Timing, _answer_all, summary
+from leverlab.deploy import benchmark
+from leverlab.deploy.benchmark import Run, Timing, _answer_all, run_transformers, summary
+from leverlab.errors import LeverlabError
 from leverlab.records import Example
 
 
@@ -31,6 +36,25 @@ def test_rates_are_those_of_the_largest_shot_count() -> None:
     timings = {0: [Timing(1, 999, 999)], 2: [Timing(1, 5, 6), Timing(1, 7, 8), Timing(1, 9, 10)]}
     found = summary([Run(1, 1, timings)])
     assert (found["prompt_per_second"], found["predicted_per_second"]) == (7, 8)
+
+
+def test_answers_of_one_token_have_no_rate() -> None:
+    """transformers' clock gives NaN, llama.cpp 0; the others count, and without any there is no figure."""
+    nothing, zero, known = Timing(1, 5, math.nan), Timing(1, 5, 0.0), Timing(1, 5, 8)
+    assert summary([Run(1, 1, {1: [nothing, zero, known]})])["predicted_per_second"] == 8
+    figures = summary([Run(1, 1, {1: [nothing, zero]})])
+    assert figures["predicted_per_second"] is None
+    json.dumps(figures, allow_nan=False)
+
+
+def died(*_: object) -> Run:
+    os._exit(9)
+
+
+def test_a_process_of_transformers_that_dies_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "_transformers", died)
+    with pytest.raises(LeverlabError, match="the process that ran somewhere in transformers and float32 died"):
+        run_transformers("somewhere", "float32", 1, {}, 4)
 
 
 def test_the_first_prompt_of_each_shot_count_is_answered_once_before() -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from leverlab.cli import app
+from leverlab.deploy.answering import engine
 from leverlab.deploy.bundle import INFO, Bundle, digest_of
 from leverlab.deploy.bundle_guide import markers
 from leverlab.errors import LeverlabError
@@ -209,12 +210,42 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, count: int) -> list[str]:
     return asked
 
 
+def test_a_question_that_cannot_be_answered_is_named_and_the_others_are_kept(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its row, and with another one, the run goes on."""
+    path, pick = write_questions(tmp_path / "questions.parquet", made), Bundle.pick
+    rows, bad = pq.read_table(path), made.questions[3]
+
+    def refused(self: Bundle, question: Example, shots: int) -> object:
+        if question.question == bad.question and question.image == bad.image:
+            raise LeverlabError("the prompt is too long")
+        return pick(self, question, shots)
+
+    monkeypatch.setattr(Bundle, "pick", refused)
+    code, said = predict(made, path, tmp_path / "a.parquet")
+    assert code == 1
+    assert f"the question with id '{bad.id}' of {path} was not answered: the prompt is too long; or drop it" in said
+    pq.write_table(pa.concat_tables([rows.slice(0, 3), rows.slice(4)]), path)
+    code, said = predict(made, path, tmp_path / "a.parquet")
+    assert (code, "4 answers are new" in said) == (0, True), said
+    ids = [question.id for question in made.questions[:8] if question is not bad]
+    assert pq.read_table(tmp_path / "a.parquet")["id"].to_pylist() == ids
+
+
+def test_a_folder_that_is_not_there_is_told_before_anything_is_answered(made: Made, tmp_path: Path) -> None:
+    questions = write_questions(tmp_path / "questions.parquet", made)
+    code, said = predict(made, questions, tmp_path / "none/a.parquet")
+    assert code == 1
+    assert "none of --out does not exist; make it" in said
+
+
 def test_what_is_kept_of_another_run_is_refused(made: Made, tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "questions.parquet", made)
     (tmp_path / "a.parquet.partial.jsonl").write_text('{"of": "another"}\n')
     code, said = predict(made, questions, tmp_path / "a.parquet")
     assert code == 1
-    assert "belongs to a run with other questions, another bundle or other options" in said
+    assert "belongs to a run with another bundle or other options" in said
     (tmp_path / "a.parquet.partial.jsonl").write_text("no json\n")
     assert "is damaged" in predict(made, questions, tmp_path / "a.parquet")[1]
 
@@ -278,6 +309,21 @@ def test_another_pool_of_the_same_size_is_refused(copy: Path) -> None:
         Bundle(copy)
 
 
+@pytest.mark.parametrize("name", ["mmproj-f16.gguf", "text-f16.gguf"])
+def test_a_gguf_file_of_another_training_is_refused_on_its_use(copy: Path, made: Made, name: str) -> None:
+    """Equal in size and in all of its fields."""
+    path = copy / name
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(bytes(data))
+    bundle = Bundle(copy)
+    with pytest.raises(LeverlabError, match=rf"{re.escape(name)} is not the file that bundle\.json lists"):
+        bundle.pick(made.questions[0], 1)
+    with pytest.raises(LeverlabError, match="is not the file"), engine(bundle, "f16", 1, 60.0):
+        pass
+
+
 def test_an_empty_pool_is_refused(copy: Path) -> None:
     pool = copy / "pool.parquet"
     pq.write_table(pq.read_table(pool).slice(0, 0), pool)
@@ -323,6 +369,7 @@ def test_an_encoder_that_is_not_there_is_told(copy: Path, made: Made) -> None:
     [
         (["--shots", "5"], "5 shots were asked for; this selector picks 0 to 4"),
         (["--answer", "--engine", "q2_k"], "the bundle has no engine 'q2_k'; it has f16, q8_0 and transformers"),
+        (["--question", "What\udcff?"], "holds half a character"),
         (["--image", "none.png"], "the image none.png cannot be read (No such file or directory)"),
     ],
 )

@@ -189,7 +189,7 @@ def test_tokens_of_other_geometries(full: tuple[int, ...], frames: int, patch: i
     """
     exported = export(build(tmp_path / "vlm", full=full, frames=frames, patch=patch, width=width), tmp_path)
     tower, side = VisionTower(exported.mmproj, exported.images), 2 * patch
-    assert exported.images == ImageLimits(side, 6, 400)
+    assert exported.images == ImageLimits(side, 6 * side**2, 400 * side**2)
     for columns, rows in [(2, 3), (7, 7), (14, 8), (8, 15), (20, 9), (1, 30), (0.6, 0.7), (13.6, 9.3), (50, 30)]:
         image = noise(round(columns * side), round(rows * side))
         tokens, wanted = tower.encode(image), exported.wanted_tokens(image)

@@ -48,6 +48,8 @@ LN2, LN10 = math.log(2), math.log(10)
 class FakeRuntime:
     """Gives the answers that it was made with, one after the other, and notes what it was asked."""
 
+    settings = Settings(image_limits(VLM), context=1024)
+
     def __init__(self, *answers: Answer):
         self.answers = list(answers)
         self.asked: list[tuple[list[Message], int, int]] = []
@@ -173,7 +175,8 @@ def test_an_answer_that_ends_early_is_another_answer() -> None:
     assert (found.places, found.greedy) == (1, 0.0)
     assert found.max_delta == pytest.approx(0, abs=1e-12)
     none = compared((reference([0, 0], *rows), said([])))["all"]
-    assert (none.places, none.greedy, none.finite) == (0, 0.0, False)
+    assert (none.places, none.finite) == (0, False)
+    assert math.isnan(none.greedy)
     assert math.isnan(none.max_delta)
 
 
@@ -195,11 +198,16 @@ def test_greedy_shares_by_hand() -> None:
     assert math.isnan(undecided.greedy_decided)
 
 
-def test_prompts_of_another_length_are_counted() -> None:
+def test_prompts_of_another_length_are_counted_and_make_no_figure() -> None:
+    """Equal answers to other prompts are chance: no gate on them may pass."""
     row = [0.75, 0.25]
     pairs = [(reference([0], row), said([0], listed(*row), prompt_tokens=count)) for count in (9, 10, 11)]
     found = compared(*pairs)["all"]
-    assert (found.prompts, found.equal_tokens, found.greedy) == (3, 1, 1.0)
+    assert (found.prompts, found.decided, found.finite) == (3, 3, True)
+    assert found.equal_tokens == pytest.approx(1 / 3)
+    for value in (found.max_delta, found.max_delta_any, found.mean_kl, found.greedy, found.greedy_decided):
+        assert math.isnan(value)
+    assert compared(pairs[1])["all"].greedy == 1.0
 
 
 def test_sizes_are_told_apart() -> None:
@@ -240,6 +248,7 @@ def test_what_is_no_number_makes_no_figure(ours: list[float], theirs: dict[int, 
         assert not found[name].finite
         assert all(math.isnan(value) for value in (found[name].max_delta, found[name].max_delta_any))
         assert math.isnan(found[name].mean_kl)
+        assert math.isnan(found[name].greedy)
     assert found["3x1"].finite
     assert found["3x1"].max_delta == pytest.approx(0, abs=1e-12)
 
@@ -257,12 +266,12 @@ def test_what_the_runtime_is_asked() -> None:
 
 
 def test_record_of_a_file() -> None:
-    parity = Parity(3, 0, 5, 3, True, 0.0123456789, math.nan, 1.23456789e-7, 1 / 3, math.nan)
+    parity = Parity(3, 0, 5, 1.0, True, 0.0123456789, math.nan, 1.23456789e-7, 1 / 3, math.nan)
     assert as_record(parity) == {
         "prompts": 3,
         "decided": 0,
         "places": 5,
-        "equal_tokens": 3,
+        "equal_tokens": 1.0,
         "finite": True,
         "max_delta": 0.0123457,
         "max_delta_any": None,
@@ -409,7 +418,7 @@ def test_a_sound_export_passes_the_gates(sound: dict[Kind, dict[str, Parity]], k
         "3x1": 9,
         "1x3": 9,
     }
-    assert all(parity.equal_tokens == parity.prompts for parity in found.values())
+    assert all(parity.equal_tokens == 1 for parity in found.values())
     assert all(parity.finite for parity in found.values())
     assert found["all"].decided >= 18  # or shares of them would say little
     rules = {
@@ -511,7 +520,7 @@ def test_a_broken_export_fails_the_gate(measure: Measure, tmp_path: Path, damage
     found = measure(broken(tmp_path / "broken", **damage), "f16")["all"]
     assert found.max_delta > limit_of_f16()
     assert found.finite
-    assert found.equal_tokens == found.prompts
+    assert found.equal_tokens == 1
 
 
 def test_wrong_rope_sections_show_in_larger_images_alone(measure: Measure, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_older_checkpoints_have_another_file_and_other_limits(checkpoint: Path, 
     rewrite(folder / "config.json", lambda config: config["vision_config"].pop("rope_parameters"))
     export_vision(folder, tmp_path / "older.gguf")
     assert (tmp_path / "older.gguf").read_bytes() == exported.read_bytes()
-    assert image_limits(folder) == ImageLimits(16, 4, 100)
+    assert image_limits(folder) == ImageLimits(16, 4 * 256, 100 * 256)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,8 @@ def test_limits_of_an_image(
     folder = variant(checkpoint, tmp_path / "other")
     rewrite(folder / "processor_config.json", processor(patch_size=patch, size=size))
     limits = image_limits(folder)
-    assert limits == ImageLimits(2 * patch, *tokens)
+    assert limits == ImageLimits(2 * patch, *pixels)
+    assert limits.tokens == tokens
     assert limits.smallest_square == tile
     made = Qwen2VLImageProcessorPil.from_pretrained(folder)
     for side, kept in ((tile, True), (tile - 2 * patch, False)):

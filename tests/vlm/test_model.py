@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from leverlab.errors import LeverlabError
-from leverlab.vlm.model import Vlm, load_vlm
+from leverlab.vlm.model import Vlm, checkpoint_folder, load_vlm
 from leverlab.vlm.processor import ImageOnlyQwen25VLProcessor
 from leverlab.worlds.world import World
 
@@ -153,3 +153,18 @@ def test_loading_twice_gives_the_same_weights(tiny_folder: Path, vlm: Vlm) -> No
     again = load_vlm(str(tiny_folder), "float32", "cpu")
     for one, other in zip(vlm.model.parameters(), again.model.parameters(), strict=True):
         assert np.array_equal(one.numpy(), other.numpy())
+
+
+def test_the_folder_of_a_hub_id_is_its_snapshot(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the hub's library keeps what it fetched; nothing is fetched here."""
+    kept = tmp_path / "models--someone--tiny"
+    shutil.copytree(tiny_folder, kept / "snapshots/0123abc")
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("0123abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert checkpoint_folder("someone/tiny") == kept / "snapshots/0123abc"
+    assert checkpoint_folder(str(tiny_folder)) == tiny_folder
+    with pytest.raises(LeverlabError, match="the checkpoint 'someone/other' cannot be fetched"):
+        checkpoint_folder("someone/other")

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from leverlab.config.base import Section
 
@@ -33,6 +33,13 @@ class GgufKinds(Section):
     """Which files are written: all that a stage needs that runs them."""
 
     kinds: tuple[Kind, ...] = Field(min_length=1)
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds_differ(cls, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("a kind stands twice")
+        return kinds
 
 
 class GgufParams(GgufKinds):

@@ -35,26 +35,27 @@ class TransformersEngine:
     """The checkpoint that the bundle was exported from, in transformers and float32."""
 
     def __init__(self, source: str, max_new_tokens: int):
-        from leverlab.vlm.model import load_vlm  # torch and transformers, for this engine alone
+        from leverlab.vlm.model import GREEDY, load_vlm  # torch and transformers, for this engine alone
         from leverlab.vlm.prompt import PromptFormat
 
-        self._vlm, self._max_new_tokens = load_vlm(source, "float32"), max_new_tokens
+        self._vlm = load_vlm(source, "float32")
+        self._options = GREEDY | {"max_new_tokens": max_new_tokens}
         self._format = PromptFormat(self._vlm.processor)
 
     def answer(self, demos: Sequence[Example], question: Example) -> str:
         """Return the greedy answer."""
         inputs = self._format.inputs(demos, question).to(self._vlm.device)
-        ids = self._vlm.model.generate(**inputs, max_new_tokens=self._max_new_tokens, do_sample=False)
+        ids = self._vlm.model.generate(**inputs, **self._options)
         return self._format.decode(ids[0, inputs["input_ids"].shape[1] :].tolist())
 
 
 @contextlib.contextmanager
-def engine(bundle: Bundle, kind: str, threads: int, seconds: float) -> Iterator[Engine]:
-    """Yield the engine `kind`: the type of one of the bundle's text files (`q8_0`), or `transformers`.
+def engine(bundle: Bundle, kind: str | None, threads: int, seconds: float) -> Iterator[Engine]:
+    """Yield the engine `kind`: the type of one of the bundle's text files, `transformers`, or None for the default.
 
     Raises `LeverlabError` when the bundle has no such file, or the engine cannot be loaded.
     """
-    info = bundle.info
+    info, kind = bundle.info, kind or bundle.default_kind
     if kind == TRANSFORMERS:
         yield TransformersEngine(info.vlm, info.max_new_tokens)
         return
@@ -63,5 +64,5 @@ def engine(bundle: Bundle, kind: str, threads: int, seconds: float) -> Iterator[
         kinds = ", ".join(map(kind_of, info.texts))
         raise LeverlabError(f"the bundle has no engine '{kind}'; it has {kinds} and {TRANSFORMERS}")
     settings = Settings(info.images, info.context, threads, seconds)
-    with LlamaCpp(bundle.folder / name, bundle.folder / info.mmproj, settings) as model:
+    with LlamaCpp(bundle.file(name), bundle.file(info.mmproj), settings) as model:
         yield LlamaCppEngine(model, info.max_new_tokens)

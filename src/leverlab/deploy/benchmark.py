@@ -5,10 +5,12 @@ engine has a process of its own, so that its memory is its own. What is measured
 machine to machine.
 """
 
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,8 +22,9 @@ import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from leverlab.deploy.llama_cpp import LlamaCpp, Settings, chat_messages
+from leverlab.errors import LeverlabError
 from leverlab.records import Example
-from leverlab.vlm.model import Vlm, load_vlm
+from leverlab.vlm.model import GREEDY, Vlm, load_vlm
 from leverlab.vlm.prompt import PromptFormat
 
 Prompts = Mapping[int, Sequence[tuple[Sequence[Example], Example]]]  # by shot count: demos and question
@@ -50,28 +53,39 @@ def run_llama_cpp(model: Path, mmproj: Path, settings: Settings, prompts: Prompt
     with LlamaCpp(model, mmproj, settings) as engine:
 
         def answer(demos: Sequence[Example], question: Example) -> Timing:
+            started = time.perf_counter()
             said = engine.answer(chat_messages(demos, question, settings.images), max_new_tokens)
-            return Timing(said.seconds, said.prompt_per_second, said.predicted_per_second)
+            return Timing(time.perf_counter() - started, said.prompt_per_second, said.predicted_per_second)
 
         timings = _answer_all(answer, prompts)
         return Run(engine.load_seconds, engine.resident_mib(), timings)
 
 
 def run_transformers(source: str, dtype: str, threads: int, prompts: Prompts, max_new_tokens: int) -> Run:
-    """Return a run of the checkpoint in `source`, in a new process."""
+    """Return a run of the checkpoint in `source`, in a new process. Raises `LeverlabError` when that process dies."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_transformers, source, dtype, threads, prompts, max_new_tokens).result()
+        try:
+            return pool.submit(_transformers, source, dtype, threads, prompts, max_new_tokens).result()
+        except BrokenProcessPool:
+            raise LeverlabError(
+                f"the process that ran {source} in transformers and {dtype} died, probably for want of memory; free "
+                "some, or lower benchmark.questions"
+            ) from None
 
 
 def summary(runs: Iterable[Run]) -> dict[str, Any]:
     """Return the medians over runs: load_seconds, resident_mib, tokens per second at the largest shot count (where
-    prompts are longest), and by shot count the median (p50) and the 95th percentile (p95) of an answer's
-    milliseconds."""
+    prompts are longest; None where all answers have a single token), and by shot count the median (p50) and the 95th
+    percentile (p95) of an answer's milliseconds, images and all."""
     kept = list(runs)
     largest = max(kept[0].timings)
 
-    def over_runs(figure: Callable[[Run], float]) -> float:
-        return float(f"{median(map(figure, kept)):.4g}")
+    def over_runs(figure: Callable[[Run], float]) -> float | None:
+        value = median(map(figure, kept))
+        return None if math.isnan(value) else float(f"{value:.4g}")
+
+    def rate(figure: Callable[[Timing], float]) -> Callable[[Run], float]:
+        return lambda run: _median_rate(map(figure, run.timings[largest]))
 
     def milliseconds(shots: int, percent: float) -> Callable[[Run], float]:
         return lambda run: 1000 * float(np.percentile([timing.seconds for timing in run.timings[shots]], percent))
@@ -79,13 +93,19 @@ def summary(runs: Iterable[Run]) -> dict[str, Any]:
     return {
         "load_seconds": over_runs(lambda run: run.load_seconds),
         "resident_mib": over_runs(lambda run: run.resident_mib),
-        "prompt_per_second": over_runs(lambda run: median(t.prompt_per_second for t in run.timings[largest])),
-        "predicted_per_second": over_runs(lambda run: median(t.predicted_per_second for t in run.timings[largest])),
+        "prompt_per_second": over_runs(rate(lambda timing: timing.prompt_per_second)),
+        "predicted_per_second": over_runs(rate(lambda timing: timing.predicted_per_second)),
         "latency_ms": {
             f"shots_{shots}": {f"p{percent}": over_runs(milliseconds(shots, percent)) for percent in (50, 95)}
             for shots in kept[0].timings
         },
     }
+
+
+def _median_rate(rates: Iterable[float]) -> float:
+    """Return the median of tokens per second. An answer of one token has none: NaN here, 0 in llama.cpp."""
+    known = [rate for rate in rates if rate > 0]
+    return median(known) if known else math.nan
 
 
 def _answer_all(answer: Callable[[Sequence[Example], Example], Timing], prompts: Prompts) -> dict[int, list[Timing]]:
@@ -122,7 +142,7 @@ def _generate(vlm: Vlm, form: PromptFormat, demos: Sequence[Example], question: 
     clock, started = _Clock(), time.perf_counter()
     inputs = form.inputs(demos, question).to(vlm.device)
     stops = StoppingCriteriaList([clock])
-    vlm.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, stopping_criteria=stops)
+    vlm.model.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens, stopping_criteria=stops)
     first, last = clock.times[0], clock.times[-1]
     return Timing(
         seconds=time.perf_counter() - started,

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leverlab.config.gguf import kind_of, text_file
 from leverlab.deploy.features import FeatureEncoder
 from leverlab.errors import LeverlabError
 from leverlab.export.images import ImageLimits
@@ -29,7 +30,7 @@ INFO, SELECTOR, SETTINGS, POOL, FEATURES = (
     "pool.parquet",
     "features.parquet",
 )
-SMALL = (SELECTOR, SETTINGS, POOL, FEATURES)  # their digests are checked on loading; GGUF files by their size
+SMALL = (SELECTOR, SETTINGS, POOL, FEATURES)  # their digests are checked on loading, of the GGUF files on their use
 VLM_ENCODER = "vlm"  # features come from the answering model itself
 
 
@@ -119,6 +120,7 @@ class Bundle:
         self.demos = {demo.id: demo for demo in self.pool}
         self.features = read_features(folder / FEATURES)
         self.selector = PoolSelector(InferenceSelector.load(folder), self.features)
+        self._checked: set[str] = set()
         self._image_ids = {demo.image: demo.image_id for demo in self.pool}
 
     @cached_property
@@ -129,13 +131,27 @@ class Bundle:
                 f"this selector reads features of '{self.info.encoder}', which the bundle does not hold; train with "
                 "prepare.encoder = vlm and sft.encoder.train = none"
             )
-        return FeatureEncoder.load(self.folder / self.info.mmproj, self.folder / self.info.texts[0], self.info.images)
+        return FeatureEncoder.load(self.file(self.info.mmproj), self.file(self.info.texts[0]), self.info.images)
+
+    @property
+    def default_kind(self) -> str:
+        """The type that answers unless another one is asked for."""
+        return kind_of(default_text(self.info.texts))
+
+    def file(self, name: str) -> Path:
+        """Return the path of a GGUF file. Raises `LeverlabError` when it is not the one that bundle.json lists."""
+        if name not in self._checked:
+            _check_digest(self.folder / name, self.info.files[name])
+            self._checked.add(name)
+        return self.folder / name
 
     def question(self, image: bytes, question: str) -> Example:
         """Return a new question about an encoded image (PNG, JPEG …), named by a digest of both.
 
-        Raises `LeverlabError` when the image cannot be decoded or the question is empty.
+        Raises `LeverlabError` when the image cannot be decoded, and when the question is empty or badly encoded.
         """
+        if any("\ud800" <= letter <= "\udfff" for letter in question):
+            raise LeverlabError(f"the question {question!r:.80} holds half a character; repair its encoding")
         if not question.strip():
             raise LeverlabError("the question is empty; ask something about the image")
         question = unicodedata.normalize("NFC", question)  # llama.cpp does not, and some tokenizers were trained so
@@ -208,8 +224,19 @@ def _check_files(folder: Path, info: BundleInfo) -> None:
                 f"{path} has {size:,} bytes, not the {expected.bytes:,} of {INFO}: it is cut, or of another bundle; "
                 "copy it again"
             )
-        if name in SMALL and digest_of(path) != expected.sha256:
-            raise LeverlabError(f"{path} is not the file that {INFO} lists; copy it again")
+        if name in SMALL:
+            _check_digest(path, expected)
+
+
+def _check_digest(path: Path, expected: BundledFile) -> None:
+    if digest_of(path) != expected.sha256:
+        raise LeverlabError(f"{path} is not the file that {INFO} lists; copy it again")
+
+
+def default_text(texts: Sequence[str]) -> str:
+    """Return the text file that answers by default: half the size of the most exact one, and the same answers."""
+    half = text_file("q8_0")
+    return half if half in texts else texts[0]
 
 
 def digest_of(path: Path) -> str:

@@ -59,7 +59,7 @@ def modelfile(info: BundleInfo, text: str, form: PromptFormat) -> str:
 
 def readme(info: BundleInfo, text: str) -> str:
     """Return the bundle's README.md; its commands use the text file `text`."""
-    limits = info.images
+    fewest, most = info.images.tokens
     files = "\n".join(f"| `{name}` | {file.bytes:,} | `{file.sha256[:16]}` |" for name, file in info.files.items())
     gates = "\n".join(
         f"| {gate['name']} | {gate['metric']} | {gate['value']} | {'pass' if gate['passed'] else '**fail**'} |"
@@ -74,7 +74,7 @@ Given an image and a question, the selector ({info.method}, seed {info.seed}, ep
 ## llama.cpp
 
 ```bash
-llama-server -m {text} --mmproj {info.mmproj} --image-min-tokens {limits.fewest} --image-max-tokens {limits.most} \\
+llama-server -m {text} --mmproj {info.mmproj} --image-min-tokens {fewest} --image-max-tokens {most} \\
   -c {info.context} --jinja --port 8080
 leverlab select --bundle . --image q.png --question "Which number?" --json \\
   | jq '{{messages, temperature: 0, max_tokens: {info.max_new_tokens}}}' \\

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 Folder = Annotated[Path, typer.Option(help="Folder of the bundle.")]
 Shots = Annotated[int | None, typer.Option(min=0, help="Demos to show; by default as many as the selector picks.")]
-Engine = Annotated[str, typer.Option(help="What answers: f16, q8_0, q5_0, q4_0 (llama.cpp), or transformers.")]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="What answers: f16, q8_0 (the default), q5_0, q4_0, or transformers."),
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of llama.cpp.")]
 Seconds = Annotated[float, typer.Option(min=0.001, help="That loading, or one answer, may take.")]
 BUNDLE = Path("models/bundle")
@@ -25,7 +28,7 @@ def select(
     bundle: Folder = BUNDLE,
     shots: Shots = None,
     answer: Annotated[bool, typer.Option("--answer", help="Answer the question, too.")] = False,
-    engine: Engine = "q8_0",
+    engine: Engine = None,
     threads: Threads = 1,
     seconds: Seconds = 60.0,
     as_json: Annotated[
@@ -83,7 +86,7 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="The parquet file to write.")],
     bundle: Folder = BUNDLE,
     shots: Shots = None,
-    engine: Engine = "q8_0",
+    engine: Engine = None,
     threads: Threads = 1,
     seconds: Seconds = 60.0,
 ) -> None:
@@ -100,7 +103,8 @@ def predict(
         return tqdm(left, desc="questions", total=len(left) + done, initial=done)
 
     with answering.engine(opened, engine, threads, seconds) as model:
-        count = predict_all(opened, model, engine, questions, out, opened.info.shots if shots is None else shots, track)
+        kind, most = engine or opened.default_kind, opened.info.shots if shots is None else shots
+        count = predict_all(opened, model, kind, questions, out, most, track)
     typer.echo(f"{out} is written; {count} answers are new")
 
 
@@ -109,7 +113,7 @@ def demo(
     selectors: Annotated[
         Path, typer.Option(help="Folder of converted selectors, to compare methods; the bundle's alone without it.")
     ] = Path("models/selectors"),
-    engine: Engine = "q8_0",
+    engine: Engine = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 7860,
     threads: Threads = 1,
     seconds: Seconds = 60.0,

@@ -74,11 +74,14 @@ def read_selectors(bundle: Bundle, folder: Path) -> dict[str, PoolSelector]:
 def page(bundle: Bundle, methods: Methods, engine: Engine, samples: Sequence[Example]) -> gr.Blocks:
     """Return the page. samples: questions to begin with."""
 
+    # The page hands images on as pixels; of the samples the bundle must see the files, as they stand in its pool.
+    known = {_pixels(sample.open_image()): sample.image for sample in samples}
+
     def show(image: Image.Image | None, text: str, names: list[str], shots: float) -> list[Any]:
         try:
             if image is None:
                 raise LeverlabError("choose an image")
-            question = bundle.question(_png(image), text)
+            question = bundle.question(known.get(_pixels(image)) or _png(image), text)
             columns = [_column(engine, methods.pick(name, question, int(shots)), question) for name in names]
         except LeverlabError as error:
             raise gr.Error(str(error), print_exception=False) from None
@@ -93,7 +96,9 @@ def page(bundle: Bundle, methods: Methods, engine: Engine, samples: Sequence[Exa
         gr.Markdown("# leverlab: which demos help?")
         with gr.Row():
             with gr.Column(scale=1):
-                image = gr.Image(type="pil", label="Image", sources=["upload", "clipboard"], elem_id="image")
+                image = gr.Image(
+                    type="pil", format="png", label="Image", sources=["upload", "clipboard"], elem_id="image"
+                )
                 text = gr.Textbox(label="Question", elem_id="question")
                 names = gr.CheckboxGroup(
                     list(methods.names), value=[methods.names[0], methods.names[-1]], label="Methods", elem_id="methods"
@@ -148,6 +153,11 @@ def _large(image: Image.Image) -> Image.Image:
     """Return a small image enlarged, its pixels kept sharp."""
     factor = max(1, _SHOWN // max(image.size))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def _pixels(image: Image.Image) -> tuple[tuple[int, int], bytes]:
+    rgb = image.convert("RGB")
+    return rgb.size, rgb.tobytes()
 
 
 def _png(image: Image.Image) -> bytes:

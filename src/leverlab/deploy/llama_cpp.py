@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,22 +81,25 @@ def chat_messages(demos: Sequence[Example], question: Example, images: ImageLimi
     """Return a prompt in the words of the chat completions interface, images as data URIs.
 
     images: the sizes that images are brought to, as PNG files. llama.cpp would decode and resize in other ways than
-    transformers, and reads fewer formats. Raises `LeverlabError` when an image cannot be decoded or is too narrow.
+    transformers, and reads fewer formats; it does not normalise texts as Qwen's tokenizer does, so they come in NFC.
+    Raises `LeverlabError` when an image cannot be decoded or is too narrow.
     """
     messages: list[Message] = []
     for example in (*demos, question):
+        asked, answer = (unicodedata.normalize("NFC", text) for text in (example.question, example.answer))
         content = images.fitting_png(example.open_image())
         url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         image = {"type": "image_url", "image_url": {"url": url}}
-        messages.append({"role": "user", "content": [image, {"type": "text", "text": example.question}]})
-        messages.append({"role": "assistant", "content": example.answer})
+        messages.append({"role": "user", "content": [image, {"type": "text", "text": asked}]})
+        messages.append({"role": "assistant", "content": answer})
     return messages[:-1]
 
 
 class LlamaCpp:
     """A text file and its vision file, loaded. A context manager: the process ends with it.
 
-    Raises `LlamaCppError` when the runtime is not installed, or does not load the files.
+    A process that died or hung is started again by the next request. Raises `LlamaCppError` when the runtime is not
+    installed, or does not load the files.
     """
 
     def __init__(self, model: Path, mmproj: Path | None, settings: Settings):
@@ -104,21 +108,27 @@ class LlamaCpp:
                 f"llama.cpp's runtime '{PACKAGE}' is not installed, so {model} was not run; pip install -r "
                 "requirements.txt"
             )
-        self._model, self.settings = f"{model}{'' if mmproj is None else f' with {mmproj}'}", settings
+        self._files, self.settings, self._closed = (model, mmproj), settings, False
+        self._model = f"{model}{'' if mmproj is None else f' with {mmproj}'}"
+        self._start()
+
+    def _start(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, llama_worker.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # or an abort attaches a debugger
         )
-        self._read = b""
+        self._read, self._seen = b"", 0
+        (model, mmproj), settings = self._files, self.settings
         try:
             said = self._ask(
                 {
                     "model": str(model),
                     "mmproj": None if mmproj is None else str(mmproj),
-                    "image_tokens": [settings.images.fewest, settings.images.most],
+                    "image_tokens": settings.images.tokens,
                     "context": settings.context,
                     "threads": settings.threads,
                     "exact_cache": settings.exact_cache,
@@ -126,13 +136,18 @@ class LlamaCpp:
                 "loading",
             )
         except BaseException:
-            self.close()
+            self._end()
             raise
         self.load_seconds = float(said["load_seconds"])
 
     def answer(self, messages: Sequence[Message], max_tokens: int, top_logprobs: int = 0) -> Answer:
         """Return the greedy answer of at most `max_tokens` tokens. Raises `LlamaCppError` when there is none."""
         request = {"messages": list(messages), "max_tokens": max_tokens, "top_logprobs": top_logprobs}
+        if self._closed:
+            raise LlamaCppError(f"llama.cpp with {self._model} is closed; load it again")
+        if self._process.poll() is not None:
+            self._end()
+            self._start()
         said = self._ask(request, "answering with")
         return Answer(
             text=str(said["text"]).strip(),
@@ -150,6 +165,10 @@ class LlamaCpp:
 
     def close(self) -> None:
         """End the process."""
+        self._closed = True
+        self._end()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._log):
@@ -167,6 +186,7 @@ class LlamaCpp:
     def _ask(self, request: dict[str, Any], doing: str) -> dict[str, Any]:
         stdin = self._process.stdin
         assert stdin is not None
+        self._seen = os.fstat(self._log.fileno()).st_size
         try:
             stdin.write(json.dumps(request).encode() + b"\n")
             stdin.flush()
@@ -194,6 +214,7 @@ class LlamaCpp:
             while b"\n" not in self._read:
                 if not selector.select(max(0.0, limit - time.monotonic())):
                     self._process.kill()
+                    self._process.wait()
                     raise LlamaCppError(
                         f"llama.cpp did not end {doing} {self._model} within {self.settings.seconds:g} seconds and "
                         "was stopped; raise runtime.seconds if the model is large"
@@ -211,8 +232,8 @@ class LlamaCpp:
         return LlamaCppError(f"llama.cpp {how} while {doing} {self._model}{self._logged()}; {_REMEDY[doing]}")
 
     def _logged(self) -> str:
-        """Return the first line that the process wrote to its log, which names the cause, in brackets."""
-        self._log.seek(0)
+        """Return the first line that the process logged since the request, which names the cause, in brackets."""
+        self._log.seek(self._seen)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         return f" ({lines[0][:300]})" if lines else ""
 

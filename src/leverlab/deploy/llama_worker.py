@@ -15,7 +15,6 @@ def main() -> None:
     """Serve requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # llama.cpp writes its log where answers belong
-    os.environ["GGML_NO_BACKTRACE"] = "1"  # or an abort attaches a debugger
 
     def answer(said: dict[str, Any]) -> None:
         answers.write(json.dumps(said) + "\n")

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from leverlab.deploy.llama_cpp import LlamaCpp, chat_messages
 from leverlab.records import Example
-from leverlab.vlm.model import Vlm
+from leverlab.vlm.model import GREEDY, Vlm
 from leverlab.vlm.prompt import PromptFormat
 
 SIZES = {"1x1": (1, 1), "2x2": (2, 2), "3x1": (3, 1), "1x3": (1, 3)}  # width and height, in tiles
@@ -50,20 +50,22 @@ class Reference:
 class Parity:
     """How far llama.cpp is from transformers over a set of prompts.
 
-    equal_tokens: prompts with as many tokens in both. finite: whether every log-probability is a number.
+    equal_tokens: share of prompts with as many tokens in both. finite: whether every log-probability is a number.
     max_delta: the largest difference of log-probabilities, over tokens that either gives a probability of `LIKELY` or
     more; max_delta_any: over all tokens, some as unlikely as 1e-15. mean_kl: the Kullback-Leibler divergence of
     llama.cpp's distribution from transformers', in nats, as a mean of places. All three over the places of an answer up
-    to the first token that differs, that one included, and NaN unless finite.
+    to the first token that differs, that one included.
     greedy: share of prompts with the same greedy tokens. greedy_decided: the same, of the `decided` prompts, where
-    transformers prefers each token by `MARGIN` nats or more; NaN when there is none. Without a demo many answers are as
-    likely as each other, and what is greedy is a matter of rounding.
+    transformers prefers each token by `MARGIN` nats or more. Without a demo many answers are as likely as each other,
+    and what is greedy is a matter of rounding.
+    All of these are NaN, so that a gate on any of them is red, unless everything is finite and all prompts have as many
+    tokens in both; greedy_decided also without a decided prompt.
     """
 
     prompts: int
     decided: int
     places: int
-    equal_tokens: int
+    equal_tokens: float
     finite: bool
     max_delta: float
     max_delta_any: float
@@ -124,7 +126,7 @@ def references(vlm: Vlm, prompts: Iterable[Prompt], max_new_tokens: int) -> list
     for prompt in prompts:
         inputs = form.inputs(prompt.demos, prompt.question).to(vlm.device)
         said = vlm.model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, output_logits=True, return_dict_in_generate=True
+            **inputs, **GREEDY, max_new_tokens=max_new_tokens, output_logits=True, return_dict_in_generate=True
         )
         length = inputs["input_ids"].shape[1]
         logits_TV: Tensor = torch.cat(said.logits).double()
@@ -183,18 +185,19 @@ def _divergence(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float
 def _parity(rows: Sequence[_Row]) -> Parity:
     places = [place for row in rows for place in row.places]
     finite = bool(places) and all(math.isfinite(place.delta_any) and math.isfinite(place.kl) for place in places)
+    sound = finite and all(row.equal_tokens for row in rows)
     decided = [row.same for row in rows if row.decided]
     return Parity(
         prompts=len(rows),
         decided=len(decided),
         places=len(places),
-        equal_tokens=sum(row.equal_tokens for row in rows),
+        equal_tokens=sum(row.equal_tokens for row in rows) / len(rows),
         finite=finite,
-        max_delta=max(place.delta for place in places) if finite else math.nan,
-        max_delta_any=max(place.delta_any for place in places) if finite else math.nan,
-        mean_kl=sum(place.kl for place in places) / len(places) if finite else math.nan,
-        greedy=sum(row.same for row in rows) / len(rows),
-        greedy_decided=sum(decided) / len(decided) if decided else math.nan,
+        max_delta=max(place.delta for place in places) if sound else math.nan,
+        max_delta_any=max(place.delta_any for place in places) if sound else math.nan,
+        mean_kl=sum(place.kl for place in places) / len(places) if sound else math.nan,
+        greedy=sum(row.same for row in rows) / len(rows) if sound else math.nan,
+        greedy_decided=sum(decided) / len(decided) if sound and decided else math.nan,
     )
 
 

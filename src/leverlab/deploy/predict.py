@@ -37,7 +37,7 @@ def read_questions(path: Path, bundle: Bundle) -> list[tuple[str, Example]]:
     found: dict[str, Example] = {}
     for number, row in enumerate(read_table(path, COLUMNS).select(COLUMNS).to_pylist()):
         where = f"{path} row {number}"
-        image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+        image = row["image"].get("bytes") if isinstance(row["image"], dict) else row["image"]
         if not isinstance(row["id"], str) or row["id"] in found:
             raise LeverlabError(f"{where}: the id {row['id']!r} is no text, or comes twice; give every row its own")
         if not isinstance(image, bytes) or not isinstance(row["question"], str):
@@ -55,33 +55,44 @@ def predict(bundle: Bundle, engine: Engine, kind: str, questions: Path, out: Pat
     """Write the picks and the answers to `questions` to the parquet file `out`; return how many were computed now.
 
     kind: the engine's name. track: yields the questions that it is given, and shows progress from the number of those
-    done before. Each answer is kept beside `out` as it comes, so that a run that was killed goes on where it stopped.
-    Raises `LeverlabError` as `read_questions`, and when what is kept there belongs to another run.
+    done before. Each answer is kept beside `out` as it comes, by its image and question, so that a run that was stopped
+    goes on where it was, with other questions too. Raises `LeverlabError` as `read_questions`, naming the question that
+    cannot be answered, and when what is kept there belongs to another bundle, engine or shot count.
     """
+    if not out.absolute().parent.is_dir():
+        raise LeverlabError(f"the folder {out.parent} of --out does not exist; make it")
     asked = read_questions(questions, bundle)
-    of = hashlib.sha256(
-        json.dumps([digest_of(bundle.folder / INFO), digest_of(questions), kind, shots]).encode()
-    ).hexdigest()
+    of = hashlib.sha256(json.dumps([digest_of(bundle.folder / INFO), kind, shots]).encode()).hexdigest()
     kept = out.with_name(f"{out.name}.partial.jsonl")
     rows = _kept_rows(kept, of)
-    left = [(name, question) for name, question in asked if name not in rows]
+    left = [(name, question) for name, question in asked if question.id not in rows]
     with kept.open("a", encoding="utf-8") as file:
         if not rows and file.tell() == 0:
             file.write(json.dumps({"of": of}) + "\n")
         for name, question in track(left, len(rows)):
-            picks = bundle.pick(question, shots)
-            rows[name] = {
-                "id": name,
-                "question": question.question,
-                "demos": [pick.demo.id for pick in picks],
-                "scores": [pick.score for pick in picks],
-                "answer": engine.answer([pick.demo for pick in picks], question),
-            }
-            file.write(json.dumps(rows[name]) + "\n")
+            try:
+                rows[question.id] = _row(bundle, engine, question, shots)
+            except LeverlabError as error:
+                raise LeverlabError(
+                    f"the question with id '{name}' of {questions} was not answered: {error}; or drop it: what was "
+                    "answered before is kept"
+                ) from None
+            file.write(json.dumps(rows[question.id]) + "\n")
             file.flush()
-    write_table(out, [rows[name] for name, _ in asked], SCHEMA)
+    write_table(out, [rows[question.id] | {"id": name} for name, question in asked], SCHEMA)
     kept.unlink()
     return len(left)
+
+
+def _row(bundle: Bundle, engine: Engine, question: Example, shots: int) -> dict[str, Any]:
+    picks = bundle.pick(question, shots)
+    return {
+        "key": question.id,
+        "question": question.question,
+        "demos": [pick.demo.id for pick in picks],
+        "scores": [pick.score for pick in picks],
+        "answer": engine.answer([pick.demo for pick in picks], question),
+    }
 
 
 def _kept_rows(path: Path, of: str) -> dict[str, dict[str, Any]]:
@@ -93,10 +104,9 @@ def _kept_rows(path: Path, of: str) -> dict[str, dict[str, Any]]:
         lines = [json.loads(line) for line in whole.splitlines()]
         if lines and lines[0] != {"of": of}:
             raise LeverlabError(
-                f"{path} belongs to a run with other questions, another bundle or other options; delete it, or give "
-                "another name to --out"
+                f"{path} belongs to a run with another bundle or other options; delete it, or give --out another name"
             )
-        rows = {line["id"]: line for line in lines[1:]}
+        rows = {line["key"]: line for line in lines[1:]}
     except (ValueError, KeyError, TypeError) as error:
         raise LeverlabError(f"{path} is damaged ({error}); delete it and run again") from None
     write_bytes(path, whole + b"\n" if lines else b"")

@@ -13,9 +13,9 @@ LARGEST_RATIO = 200  # of the longer to the shorter side, as in transformers
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """Both sides of an image are multiples of `side` pixels, one token each; it has `fewest` to `most` tokens.
+    """Both sides of an image are multiples of `side` pixels, one token each; it has `fewest` to `most` pixels.
 
-    Raises `LeverlabError` for limits that are none.
+    Raises `LeverlabError` for limits that no image meets.
     """
 
     side: int
@@ -23,11 +23,16 @@ class ImageLimits:
     most: int
 
     def __post_init__(self) -> None:
-        if self.side < 1 or not 0 < self.fewest <= self.most:
+        if self.side < 1 or not 0 < self.fewest <= self.most or self.tokens[0] > self.tokens[1]:
             raise LeverlabError(
-                f"an image of {self.fewest} to {self.most} tokens of {self.side} pixels a side is none; give the "
-                "fewest and the most tokens, 0 < fewest <= most"
+                f"no image has {self.fewest} to {self.most} pixels in tokens of {self.side} x {self.side}; restore the "
+                "limits of the checkpoint's image processor"
             )
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """The fewest and the most tokens of an image: `image_min_tokens` and `image_max_tokens` of llama.cpp."""
+        return math.ceil(self.fewest / self.side**2), max(1, self.most // self.side**2)
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the width and height in pixels that an image of `size` (width, height) is resized to.
@@ -40,7 +45,7 @@ class ImageLimits:
                 f"the image is {size[0]} x {size[1]} pixels, and must have pixels, and no side over {LARGEST_RATIO} "
                 "times as long as the other; use another one"
             )
-        side, fewest, most = self.side, self.fewest * self.side**2, self.most * self.side**2
+        side, fewest, most = self.side, self.fewest, self.most
         wide, high = (round(length / side) * side for length in size)
         if wide * high > most:
             shrink = math.sqrt(size[0] * size[1] / most)
@@ -53,7 +58,7 @@ class ImageLimits:
     @property
     def smallest_square(self) -> int:
         """The side in pixels of the smallest square that is not enlarged."""
-        return self.side * math.ceil(math.sqrt(self.fewest))
+        return self.side * math.ceil(math.sqrt(self.tokens[0]))
 
     def fit(self, image: Image.Image) -> Image.Image:
         """Return the image in RGB, without its alpha, and resized (bicubic) where it does not fit.

@@ -5,7 +5,6 @@ attention windows are 112 pixels wide, and the rotary base is 10,000. A checkpoi
 would run and answer nonsense.
 """
 
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,12 +121,11 @@ def image_limits(folder: Path) -> ImageLimits:
     """Return the sizes of images that the checkpoint's image processor brings them to.
 
     llama.cpp has limits of its own (8 and 4,096 tokens), and no key of a GGUF file changes them: whoever runs the model
-    must set `image_min_tokens` and `image_max_tokens` to these.
+    must set `image_min_tokens` and `image_max_tokens` to `tokens`.
     """
     processor = _image_processor(folder)
-    side = processor.patch_size * processor.merge_size
-    fewest, most = math.ceil(processor.size.shortest_edge / side**2), processor.size.longest_edge // side**2
-    return ImageLimits(side, max(1, fewest), max(1, most))
+    side, size = processor.patch_size * processor.merge_size, processor.size
+    return ImageLimits(side, max(1, size.shortest_edge), max(1, size.longest_edge))
 
 
 def _vision_config(config: dict[str, Any], where: Path) -> _VisionConfig:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from leverlab.config.gguf import KINDS
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.quantised import RANDOM, REFERENCES, SUBJECT, ZERO
+from leverlab.evaluation.quantised import RANDOM, REFERENCES, SUBJECT, TRANSFORMERS, ZERO
 from leverlab.report.inputs import read_csv, read_json
 from leverlab.report.words import NOTHING, count, number, percent, percent_interval, points, points_interval
 
@@ -37,12 +37,21 @@ class ParityFigures(_Figures):
 
     prompts: int
     decided: int
-    equal_tokens: int
+    equal_tokens: float
     max_delta: float | None
     max_delta_any: float | None
     mean_kl: float | None
-    greedy: float
+    greedy: float | None
     greedy_decided: float | None
+
+
+class AnswerFigures(_Figures):
+    """The test questions answered by one kind (`leverlab.evaluation.quantised.metrics`)."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | dict[str, float]]
+
+    agreement: float | None = None  # the checkpoint itself has none
 
 
 class Latency(_Figures):
@@ -59,7 +68,7 @@ class EngineFigures(_Figures):
     load_seconds: float
     resident_mib: float
     prompt_per_second: float
-    predicted_per_second: float
+    predicted_per_second: float | None
     latency_ms: dict[str, Latency]
 
 
@@ -71,7 +80,7 @@ class Export:
     parity: Mapping[str, Mapping[str, ParityFigures]]
     accuracy: pd.DataFrame
     differences: pd.DataFrame
-    metrics: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, AnswerFigures]
     engines: Mapping[str, EngineFigures]
     errors: Mapping[str, str]
 
@@ -83,16 +92,17 @@ def read_export(gguf: Path, metrics: Path, accuracy: Path, differences: Path, be
     """
     exported, errors = read_json(gguf), dict[str, str]()
 
-    def measured(found: Any, what: str, path: Path) -> dict[str, Any]:
+    def measured(found: Any, what: str, path: Path, stage: str) -> dict[str, Any]:
         if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
             raise LeverlabError(f"{path} must hold {what}, an object of objects; delete it and run dvc repro again")
-        errors.update({f"{what} of {name}": str(one["error"]) for name, one in found.items() if "error" in one})
+        again = f"; mend it and measure again: dvc repro -f -s {stage}"  # a runtime is no dependency that DVC knows
+        errors.update({f"{what} of {name}": f"{one['error']}{again}" for name, one in found.items() if "error" in one})
         return {name: one for name, one in found.items() if "error" not in one}
 
-    files = measured(exported.get("files"), "files", gguf)
-    parity = measured(exported.get("parity"), "parity", gguf)
-    answers = measured(read_json(metrics), "answers", metrics)
-    engines = measured(read_json(benchmark).get("engines"), "engines", benchmark)
+    files = measured(exported.get("files"), "files", gguf, "gguf")
+    parity = measured(exported.get("parity"), "parity", gguf, "gguf")
+    answers = measured(read_json(metrics), "answers", metrics, "gguf-800")
+    engines = measured(read_json(benchmark).get("engines"), "engines", benchmark, "benchmark")
     try:
         return Export(
             files={name: FileFigures.model_validate(one) for name, one in files.items()},
@@ -102,15 +112,15 @@ def read_export(gguf: Path, metrics: Path, accuracy: Path, differences: Path, be
             },
             accuracy=read_csv(accuracy, ACCURACY_COLUMNS),
             differences=read_csv(differences, DIFFERENCE_COLUMNS),
-            metrics=answers,
+            metrics={name: AnswerFigures.model_validate(one) for name, one in answers.items()},
             engines={name: EngineFigures.model_validate(one) for name, one in engines.items()},
             errors=errors,
         )
     except ValidationError as error:
         problem = error.errors()[0]
         raise LeverlabError(
-            f"{gguf} or {benchmark} lacks a figure ({problem['loc'][0]}: {problem['msg'].lower()}); delete both and "
-            "run dvc repro again"
+            f"{gguf}, {metrics} or {benchmark} lacks a figure ({'.'.join(map(str, problem['loc']))} "
+            f"{problem['msg'].lower()}); delete them and run dvc repro again"
         ) from None
 
 
@@ -120,14 +130,16 @@ def gate_metrics(export: Export) -> dict[str, dict[str, Any]]:
     A figure that was not measured, because the kind was not exported or the runtime failed, is NaN: its gate is red.
     """
     nothing = dict.fromkeys(ParityFigures.model_fields, float("nan"))
+    answered = {kind: figures.model_dump(exclude_none=True) for kind, figures in export.metrics.items()}
     result: dict[str, dict[str, Any]] = {}
     for kind in KINDS:
         sets = export.parity.get(kind, {})
         figures = dict(sets["all"]) if "all" in sets else {}
         known = {name: value for name, value in figures.items() if value is not None}
         interval = dict.fromkeys(("difference", "ci_low", "ci_high"), float("nan"))
-        unknown = {f"over_{against}": interval for against in _COMPARED if against != kind}
-        result[kind] = nothing | known | unknown | {"agreement": float("nan")} | dict(export.metrics.get(kind, {}))
+        unknown: dict[str, Any] = {f"over_{against}": interval for against in _COMPARED if against != kind}
+        unknown |= {name: float("nan") for name in answered.get(TRANSFORMERS, {}) if name.startswith("shots_")}
+        result[kind] = nothing | known | unknown | {"agreement": float("nan")} | answered.get(kind, {})
     return result
 
 
@@ -159,12 +171,12 @@ def parity_text(export: Export) -> pd.DataFrame:
             "type": kind,
             "images": size,
             "prompts": number(figures.prompts),
-            "equal tokens": number(figures.equal_tokens),
+            "equal tokens (%)": percent(figures.equal_tokens),
             "largest Δ log-prob": number(figures.max_delta),
             "of any token": number(figures.max_delta_any),
             "mean KL": number(figures.mean_kl),
-            "greedy (%)": percent(figures.greedy),
-            "decided (%)": NOTHING if figures.greedy_decided is None else percent(figures.greedy_decided),
+            "greedy (%)": _share(figures.greedy),
+            "decided (%)": _share(figures.greedy_decided),
         }
         for kind, sets in export.parity.items()
         for size, figures in sets.items()
@@ -192,9 +204,9 @@ def answers_text(export: Export) -> pd.DataFrame:
                 if row is None
                 else f"{points(row['difference'])} {points_interval(row['ci_low'], row['ci_high'])}"
             )
-        agreed = export.metrics.get(str(kind), {}).get("agreement")
-        rows.append({"type": str(kind), **texts, "same answers (%)": NOTHING if agreed is None else percent(agreed)})
-    return pd.DataFrame(rows)
+        agreed = export.metrics[str(kind)].agreement if str(kind) in export.metrics else None
+        rows.append({"type": str(kind), **texts, "same answers (%)": _share(agreed)})
+    return pd.DataFrame(rows).fillna(NOTHING)
 
 
 def engines_text(export: Export) -> pd.DataFrame:
@@ -217,3 +229,7 @@ def engines_text(export: Export) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def _share(value: float | None) -> str:
+    return NOTHING if value is None else percent(value)

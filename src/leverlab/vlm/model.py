@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
@@ -14,6 +15,7 @@ import leverlab.vlm.processor  # noqa: F401 - registers the image-only processor
 from leverlab.errors import LeverlabError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+GREEDY = {"do_sample": False, "repetition_penalty": 1.0}  # for `generate`: plain greedy, whatever a checkpoint prefers
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,23 @@ def load_vlm(source: str, dtype: str, device: str = "auto") -> Vlm:
         raise LeverlabError(f"the VLM at '{source}' has no image processor; add its preprocessor_config.json")
     model.requires_grad_(False)
     return Vlm(model.to(device).eval(), processor, _digest(source, dtype, processor, model))
+
+
+def checkpoint_folder(source: str) -> Path:
+    """Return the folder of the checkpoint `source`, a local folder or a hub id; the hub's is fetched if it is not here.
+
+    Raises `LeverlabError` when it is neither, or cannot be fetched.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    try:
+        return Path(snapshot_download(source))
+    except Exception as error:  # of the hub, of HTTP, of the disk
+        problem = " ".join(str(error).split())[:300]
+        raise LeverlabError(
+            f"the checkpoint '{source}' cannot be fetched ({problem}); vlm.source must be a hub id or a whole "
+            "checkpoint folder"
+        ) from error
 
 
 def _digest(source: str, dtype: str, processor: Any, model: Any) -> str:
