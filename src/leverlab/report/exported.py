@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leverlab.config.gguf import KINDS
 from leverlab.errors import LeverlabError
@@ -69,7 +69,7 @@ class EngineFigures(_Figures):
     resident_mib: float
     prompt_per_second: float
     predicted_per_second: float | None
-    latency_ms: dict[str, Latency]
+    latency_ms: dict[Annotated[str, Field(pattern=r"^shots_\d{1,6}$")], Latency]
 
 
 @dataclass(frozen=True)
