@@ -108,7 +108,7 @@ def _shade() -> NDArray[np.float64]:
 
 @cache
 def _enlarged(scan: int) -> NDArray[np.float64]:
-    small = Image.fromarray(np.uint8(np.round(_scans()[0][scan] * 255)))
+    small = Image.fromarray(np.round(_scans()[0][scan] * 255).astype(np.uint8))
     return np.asarray(small.resize((SCAN_SIZE, SCAN_SIZE), Image.Resampling.BILINEAR), dtype=np.float64) / 255
 
 
