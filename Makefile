@@ -38,8 +38,9 @@ format: setup ## format the code and mend what ruff can mend
 	ruff check --fix .
 	ruff format .
 
-bench: setup ## measure the scorer beside the naive way
+bench: setup ## measure the scorer beside the naive way, and what picking demos takes (after make repro)
 	python -m benchmarks.scoring
+	python -m benchmarks.picking
 
 verify: setup ## run every stage again in an empty place and compare the bytes of its outs (as long as a cold run)
 	leverlab verify
