@@ -38,7 +38,7 @@ def test_make_targets_exist(command: list[str]) -> None:
 @pytest.mark.parametrize("command", commands("leverlab"), ids=shlex.join)
 def test_leverlab_commands_resolve(command: list[str]) -> None:
     """Every command is really run, but for those that start training or read what a run leaves."""
-    only_help = {"run", "queue", "health", "compare", "ledger"} & set(command)
+    only_help = {"run", "queue", "health", "compare", "ledger", "verify", "select", "predict"} & set(command)
     arguments = [*command[1:], "--help"] if only_help else command[1:]
     done = subprocess.run(
         [sys.executable, "-m", "leverlab.cli", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
