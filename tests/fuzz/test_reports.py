@@ -170,9 +170,9 @@ def test_export(tmp_path: Path, tally: Maker) -> None:
     for path in paths:
         count = tally(lambda: read_export(*paths), check, [str(one) for one in paths])
         sound = path.read_bytes()
-        count.attempt_all(path, byte_mutants(sound, 150, seed=0))
+        count.attempt_all(path, byte_mutants(sound, 250, seed=0))
         if path.suffix == ".json":
-            count.attempt_trees(path, json.loads(sound), 150)
+            count.attempt_trees(path, json.loads(sound), 250)
         path.write_bytes(sound)
 
 

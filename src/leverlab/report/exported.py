@@ -228,7 +228,7 @@ def engines_text(export: Export) -> pd.DataFrame:
                 **latency,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).fillna(NOTHING)
 
 
 def _share(value: float | None) -> str:
