@@ -6,28 +6,33 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-# files of tests/stages whose tests need the two cold runs of the profile `tiny`
-COLD_RUNS = (
-    "blast_radius",
-    "contract_full_disk",
-    "kill_and_resume",
-    "reads_of_files",
-    "same_bytes_again",
-    "tiny_pipeline",
-)
+# files of tests/stages whose tests share cold runs of the profile `tiny`, as long as the others together
+COLD_RUNS = {
+    "tests/stages/test_blast_radius.py": "cold runs",
+    "tests/stages/test_reads_of_files.py": "cold runs",
+    "tests/stages/test_same_bytes_again.py": "cold runs",
+    "tests/stages/test_tiny_pipeline.py": "cold runs",
+    "tests/stages/test_kill_and_resume.py": "kills",
+}
 
 
 class Scheduling(LoadScopeScheduling):
-    """What is dear to make is made once: the tests of a file stay in one process, and so do all that need cold runs."""
+    """What is dear to make is made once: the tests of a file stay in one process, and so do those on cold runs."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return "cold runs" if file in {f"tests/stages/test_{name}.py" for name in COLD_RUNS} else file
+        return COLD_RUNS.get(file, file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
     """Tell the plugin that runs tests in several processes which belong together."""
     return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first, so that no process is left alone with it at the end."""
+    order = [*COLD_RUNS]
+    items.sort(key=lambda item: order.index(file) if (file := item.nodeid.partition("::")[0]) in order else len(order))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from leverlab.pipeline.plans import load_plan
 
 REPOSITORY = Path(__file__).parents[2]
 AUDIT = Path(__file__).with_name("audit")  # watches which files stages read
+MEASURED = ("reports/benchmark.json", "reports/report.html", "reports/tables", "reports/figures")  # and what shows it
 
 
 class Clone:
@@ -121,6 +122,15 @@ class Cold:
     @property
     def root(self) -> Path:
         return self.clone.root
+
+
+def comparable(lock: bytes) -> Any:
+    """Return the stages of a dvc.lock, without what the benchmark measured and what shows it."""
+    stages = YAML(typ="safe").load(lock)["stages"]
+    for entry in stages.values():
+        for part in ("deps", "outs"):
+            entry[part] = [item for item in entry.get(part, []) if item["path"] not in MEASURED]
+    return stages
 
 
 def stages_run(output: str) -> list[str]:

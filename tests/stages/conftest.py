@@ -20,32 +20,21 @@ def make_clone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clone]
 
 
 @pytest.fixture(scope="session")
-def both(make_clone: Callable[..., Clone]) -> tuple[Cold, Cold]:
-    """Two cold runs in two places, one with two workers and one with one, side by side."""
-    clones = [make_clone(workers=2), make_clone(workers=1)]
-    for clone in clones:
-        make_tiny(clone)
-    processes = [clone.start("dvc", "repro") for clone in clones]
-    outputs = [process.communicate()[0] for process in processes]
-    for process, output in zip(processes, outputs, strict=True):
-        if process.returncode != 0:
-            pytest.fail(f"dvc repro ended with {process.returncode}:\n{output}")
-    first, second = (
-        Cold(clone, stages_run(output), (clone.root / "dvc.lock").read_bytes())
-        for clone, output in zip(clones, outputs, strict=True)
-    )
-    return first, second
+def cold(make_clone: Callable[..., Clone]) -> Cold:
+    """A cold run with two workers, in whose clone one test follows the other."""
+    return run_cold(make_clone(workers=2))
 
 
 @pytest.fixture(scope="session")
-def cold(both: tuple[Cold, Cold]) -> Cold:
-    return both[0]
+def finished(make_clone: Callable[..., Clone]) -> Cold:
+    """A cold run with one worker, whose files no test changes."""
+    return run_cold(make_clone(workers=1))
 
 
-@pytest.fixture(scope="session")
-def finished(both: tuple[Cold, Cold]) -> Clone:
-    """A workspace after a cold run, which no test changes."""
-    return both[1].clone
+def run_cold(clone: Clone) -> Cold:
+    make_tiny(clone)
+    output = clone.run("dvc", "repro")
+    return Cold(clone, stages_run(output), (clone.root / "dvc.lock").read_bytes())
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from leverlab.config.base import read_params
 from leverlab.files import digest
 from leverlab.pipeline.params import SECTIONS
-from tests.stages.clones import REPOSITORY, Clone, stages_run
+from tests.stages.clones import REPOSITORY, Clone, Cold, stages_run
 
 pytestmark = pytest.mark.slow
 
@@ -82,11 +82,11 @@ def inputs_are_those_of_its_run(root: Path, stage: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def changes(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Change]:
+def changes(finished: Cold, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Change]:
     """Section → what a change in it did. `seeds` comes first: one is taken away, and the rest goes faster."""
 
     def run(lane: dict[str, dict[str, Any]]) -> dict[str, Change]:
-        clone = Clone(tmp_path_factory.mktemp("lane") / "leverlab", workers=1, source=finished)
+        clone = Clone(tmp_path_factory.mktemp("lane") / "leverlab", workers=1, source=finished.clone)
         done = {
             section: make(clone, {"params.yaml": change})
             for section, change in ({"seeds": {"seeds": [0]}} | lane).items()
