@@ -170,7 +170,7 @@ def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -
 
 def _sample(logits_BV: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[list[int], list[float]]:
     logp_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), -1)
-    if not bool(torch.isfinite(logp_BV).all()):
+    if bool(logp_BV.isnan().any()):
         raise LeverlabError(
             "the policy's log-probabilities are no numbers; its weights are broken: train again, slower"
         )
