@@ -21,6 +21,8 @@ def question(**changes: Any) -> Question:
         "replies": {"home": "Bo Oslo", "friend": "as I said : Ana Lima Bo"},
         "user": "cooperative",
         "wording": 0,
+        "thought": "Ana Lima Bo ?",
+        "thought_told": "Ana Lima Bo Oslo",
     }
     return Question(**fields | changes)
 

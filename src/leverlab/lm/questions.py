@@ -29,6 +29,8 @@ class Question(BaseModel):
     name of what the text leaves out (empty when nothing is). answer: the right one, when that fact is known; `UNKNOWN`
     when it is needed and the user cannot tell it. replies: slot → what the user says when asked for it.
     kind: how the question was made. twin: the id of the same question with nothing left out, where there is one.
+    thought, thought_told: what leads to the answer, from the text alone and once the user has told what is missing; a
+    teacher's words, which no policy is shown.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -43,6 +45,8 @@ class Question(BaseModel):
     replies: dict[str, Text]
     user: Text
     wording: int = Field(ge=0)
+    thought: Text
+    thought_told: Text
     twin: str = ""
 
     @model_validator(mode="after")

@@ -105,6 +105,7 @@ class Puzzle:
 
     values: slot → what it is. domains: slot → what it may be, as far as the text tells. told: slot → how its value is
     told. text(hidden): the question without the value of the slot `hidden` (or with all, for None).
+    thought(hidden): what leads from that text towards the answer, with a question mark where it cannot go on.
     """
 
     family: Family
@@ -113,6 +114,7 @@ class Puzzle:
     domains: Mapping[str, tuple[str, ...]]
     told: Mapping[str, str]
     text: Callable[[str | None], str]
+    thought: Callable[[str | None], str]
     solve: Callable[[Mapping[str, str]], str]
 
     @property
@@ -146,6 +148,13 @@ def multihop(rng: np.random.Generator, words: Words) -> Puzzle:
         shuffled = [_joined([part[n] for n in order if n < len(part)]) for part in (known, lives)]
         return f"friends : {shuffled[0]} . homes : {shuffled[1]} . " + WORDINGS["multihop"][wording].format(who=who)
 
+    def thought(hidden: str | None) -> str:
+        ways = [f"{who} {friend} {homes[friend]}" for who, friend in pairs.items()]
+        if hidden == "surname":
+            return _joined([ways[n] for n in order if n < 2])
+        known = ways[0].split()[: {"friend": 2, "home": 3}.get(hidden or "", 4)]
+        return " ".join(known if hidden is None else [*known, "?"])
+
     def solve(values: Mapping[str, str]) -> str:
         friend = values["friend"] if values["surname"] == surname else friends[1]
         return values["home"] if friend == friends[0] else homes[friend]
@@ -161,6 +170,7 @@ def multihop(rng: np.random.Generator, words: Words) -> Puzzle:
             "home": f"{friends[0]} {homes[friends[0]]}",
         },
         text,
+        thought,
         solve,
     )
 
@@ -187,6 +197,7 @@ def strategy(rng: np.random.Generator, words: Words) -> Puzzle:
         {"strength": TO_NINE, "weight": TO_NINE},
         {"strength": f"{who} lifts {strength}", "weight": f"box weighs {weight}"},
         text,
+        lambda hidden: _with(strength, weight, hidden == "strength", hidden == "weight"),
         lambda values: "yes" if _number(values["strength"]) >= _number(values["weight"]) else "no",
     )
 
@@ -213,6 +224,7 @@ def math(rng: np.random.Generator, words: Words) -> Puzzle:
         {"start": TO_NINE, "bought": TO_NINE},
         {"start": f"{who} has {start} apples", "bought": f"{who} buys {bought}"},
         text,
+        lambda hidden: "all away" if given else _with(start, bought, hidden == "start", hidden == "bought"),
         lambda values: NUMBERS[0 if given else _number(values["start"]) + _number(values["bought"])],
     )
 
@@ -228,6 +240,7 @@ TRAP_SHARE = 0.3  # of the questions that need no ask: a fact is missing all the
 USER_SHARES: Mapping[User, float] = {"cooperative": 0.6, "terse": 0.3, "unhelpful": 0.1}
 RED_TEAM = ("bait", "forbidden", "unhelpful", "twice", "distractor")
 NOT_TOLD = "I do not know ."
+NOT_KNOWN = "not known"  # the thought after it
 _DRAWS = 10_000  # tries for a puzzle of the wanted kind, of which the rarest is one in twenty
 
 
@@ -320,6 +333,8 @@ def _question(puzzle: Puzzle, hidden: str | None, need: Need, user: User, name: 
         replies=replies,
         user=user,
         wording=puzzle.wording,
+        thought=puzzle.thought(hidden),
+        thought_told=NOT_KNOWN if need == "asked" and user == "unhelpful" else puzzle.thought(None),
     )
 
 
@@ -329,6 +344,10 @@ def _apportion(count: int, shares: Mapping[Any, float]) -> dict[Any, int]:
     whole = {key: int(value + 1e-9) for key, value in exact.items()}
     rest = sorted(exact, key=lambda key: whole[key] - exact[key])
     return {key: whole[key] + (key in rest[: count - sum(whole.values())]) for key in shares}
+
+
+def _with(first: str, second: str, first_hidden: bool, second_hidden: bool) -> str:
+    return f"{'?' if first_hidden else first} and {'?' if second_hidden else second}"
 
 
 def _number(word: str) -> int:
