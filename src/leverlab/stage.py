@@ -67,6 +67,7 @@ class Stage:
         identity = {"inputs": self.inputs, "params": self.declared_params(), "versions": self.versions}
         self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
         self.state_dir = workspace_store() / "state" / self.name / self.key
+        self._forgotten = self.state_dir.with_suffix(".forgotten")
         self._staging = Path(".leverlab") / "staging" / self.name
 
     def declared_params(self) -> dict[str, Any]:
@@ -143,6 +144,7 @@ class Stage:
     def prepare(self) -> None:
         """Empty the staging folder and make the state folder."""
         shutil.rmtree(self._staging, ignore_errors=True)
+        shutil.rmtree(self._forgotten, ignore_errors=True)
         self.state_dir.mkdir(parents=True, exist_ok=True)
 
     def check_inputs(self) -> None:
@@ -171,6 +173,11 @@ class Stage:
                 shutil.rmtree(target)
             (self._staging / out).replace(target)
         shutil.rmtree(self._staging, ignore_errors=True)
+
+    def forget(self) -> None:
+        """Remove the state folder: a run that is killed meanwhile leaves all of it or none, never a half."""
+        self.state_dir.rename(self._forgotten)
+        shutil.rmtree(self._forgotten, ignore_errors=True)
 
     def provenance(self, seconds: float) -> dict[str, Any]:
         """Return the record of this run: what went in, with what, on what, and at what cost."""
@@ -212,7 +219,7 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
                 record = run.provenance(time.monotonic() - start)
                 path = Path(home) / "provenance" / f"{run.name}.json"
                 write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
-                shutil.rmtree(run.state_dir, ignore_errors=True)  # last of all: until here a failure costs no work
+                run.forget()  # last of all: until here a failure costs no work
     except LeverlabError as error:
         sys.exit(f"leverlab: stage {stage}: {error}")
     except Exception as error:

@@ -327,6 +327,35 @@ COUNT = """
 """
 
 
+FORGETS_AND_IS_KILLED = """
+part, progress = stage.state_dir / "part", stage.state_dir / "progress"
+assert part.exists() or not progress.exists(), "half a state"
+part.write_text("1")
+progress.write_text("1 of 1")
+write_all(stage)
+if not Path("go").exists():
+    import shutil, signal
+
+    def rmtree(path, **_):
+        if (Path(path) / "part").exists():
+            (Path(path) / "part").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    shutil.rmtree = rmtree
+"""
+
+
+def test_killed_while_it_forgets_its_state_it_can_run_again(place: Workplace) -> None:
+    """Of a state of which half is gone nothing could go on, at no run that follows."""
+    place.body(FORGETS_AND_IS_KILLED)
+    code, _, _ = place.run()
+    assert code == -signal.SIGKILL
+    place.write("go", "")
+    place.succeeds()
+    assert place.outs() == ALL
+    assert place.states() == []
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_stage_goes_on_where_it_was(place: Workplace, how: signal.Signals) -> None:
     place.body(COUNT)
