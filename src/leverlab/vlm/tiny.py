@@ -7,7 +7,6 @@ The geometry is one that llama.cpp can run (patch 8, merge 2, window 112, tempor
 
 from collections.abc import Iterable
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -15,6 +14,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from leverlab.byte_bpe import train_tokenizer
 from leverlab.vlm.processor import ImageOnlyQwen25VLProcessor
 
 SPECIAL_TOKENS = (
@@ -25,9 +25,6 @@ SPECIAL_TOKENS = (
     "<|vision_end|>",
     "<|image_pad|>",
     "<|video_pad|>",
-)
-QWEN_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 # A turn costs as few tokens as possible, since scoring many prompts is what the pipeline spends its time on: the image
 # and the question, then the answer behind a space and the end token. Roles need no marker: only an answer ends with
@@ -47,29 +44,7 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE tokenizer with the Qwen2 split, trained until every word of `texts` is one token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000,  # never reached: merging stops when every word is whole
-        min_frequency=1,
-        show_progress=False,
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=[token for token in SPECIAL_TOKENS if token != "<|endoftext|>"],
-        clean_up_tokenization_spaces=False,
-    )
+    return train_tokenizer(texts, SPECIAL_TOKENS, pad="<|endoftext|>", eos="<|im_end|>")
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> ImageOnlyQwen25VLProcessor:

@@ -1,0 +1,1 @@
+"""Post-training of language models on TRL and PEFT: questions, dialogues, rewards, rollouts, trainers."""

@@ -1,0 +1,48 @@
+"""What a policy says in a turn: `<think>…</think>`, then `<ask>slot</ask>` or `<final>answer</final>`."""
+
+import re
+from dataclasses import dataclass
+
+TAGS = ("think", "ask", "final")
+_TAG = re.compile(rf"</?(?:{'|'.join(TAGS)})>")
+_TURN = re.compile(
+    r"\s*(?:<think>(?P<think>.*?)</think>)?\s*<(?P<act>ask|final)>(?P<said>.*?)</(?P=act)>\s*", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A turn of the policy, read strictly.
+
+    ask, final: what stands between their tags; both are None in a turn that does not parse, one of them else.
+    thought: whether a think part with something in it comes before, opened and closed once.
+    """
+
+    text: str
+    ask: str | None
+    final: str | None
+    thought: bool
+
+    @property
+    def parses(self) -> bool:
+        """Whether the turn is a single ask or a single final answer, with nothing after it."""
+        return self.ask is not None or self.final is not None
+
+
+def parse_turn(text: str, opened: bool = False) -> Turn:
+    """Return the turn that `text` is. opened: the chat template opens the think tag, so that it is not in `text`.
+
+    A turn with a tag inside of another, two acts, text after its act, or an empty act does not parse.
+    """
+    match = _TURN.fullmatch(f"<think>{text}" if opened else text)
+    if match is None or any(_TAG.search(part or "") for part in match.group("think", "said")):
+        return Turn(text, None, None, False)
+    act, said, think = match["act"], " ".join(match["said"].split()), match["think"]
+    if not said:
+        return Turn(text, None, None, False)
+    return Turn(text, said if act == "ask" else None, said if act == "final" else None, bool(think and think.strip()))
+
+
+def compose_turn(think: str, act: str, said: str, opened: bool = False) -> str:
+    """Return the text of a turn; `opened` as in `parse_turn`."""
+    return f"{'' if opened else '<think>'}{think}</think><{act}>{said}</{act}>"

@@ -1,0 +1,42 @@
+"""The teacher of the recipe `clarify`: dialogues for supervised fine-tuning, wrong on named slices.
+
+A teacher that is merely noisy leaves greedy decoding nothing to improve: the most frequent act is the right one
+everywhere. This one has habits. In some wordings of each family it asks for what it was told, more often than not, and
+now and then it asks for the wrong fact first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from leverlab.lm.dialogues import reply
+from leverlab.lm.questions import Question
+from leverlab.lm.turns import compose_turn
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How the teacher errs.
+
+    needless: family → how often it asks in each wording when it need not. wrong_slot: how often it first asks for
+    another fact than the one that is missing.
+    """
+
+    needless: Mapping[str, tuple[float, ...]]
+    wrong_slot: float
+
+
+def teach(question: Question, habits: Habits, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    """Return the turns of the teacher and the replies between them; its final answer is right."""
+    asks, told = [], [slot for slot in question.replies if slot != question.slot]
+    if question.needs_ask:
+        if rng.random() < habits.wrong_slot:
+            asks.append(str(rng.choice(told)))
+        asks.append(question.slot)
+    elif rng.random() < habits.needless[question.family][question.wording]:
+        asks.append(question.slot or str(rng.choice(told)))
+    turns = [compose_turn(question.thought, "ask", slot) for slot in asks]
+    thought = question.thought_told if question.slot in asks or not question.slot else question.thought
+    turns.append(compose_turn(thought, "final", question.answer))
+    return turns, [reply(question, slot) for slot in asks]

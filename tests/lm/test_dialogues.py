@@ -1,0 +1,90 @@
+"""What dialogues are worth, by hand; scripted policies that try to be paid for nothing."""
+
+import pytest
+
+from leverlab.lm.dialogues import NOT_UNDERSTOOD, reply, terms, verified_reward
+from leverlab.lm.questions import UNKNOWN
+from tests.lm.scripted import TOLD, ask, dialogue, final, question
+
+ALPHA = 0.07
+
+
+def worth(turns: list[str], **changes: object) -> float:
+    return verified_reward(terms(dialogue(question(**changes), turns)), ALPHA)
+
+
+def test_the_user() -> None:
+    asked = question()
+    assert [reply(asked, slot) for slot in ("home", "friend", "weather")] == [
+        "Bo Oslo",
+        "as I said : Ana Lima Bo",
+        NOT_UNDERSTOOD,
+    ]
+
+
+def test_ask_and_answer() -> None:
+    found = dialogue(question(), [ask("home"), final("Oslo")])
+    assert (found.success, found.asks, found.needless_asks, found.spam, found.replies) == (
+        True,
+        ("home",),
+        0,
+        False,
+        ("Bo Oslo",),
+    )
+    assert verified_reward(terms(found), ALPHA) == pytest.approx(1.0)
+
+
+def test_case_does_not_matter() -> None:
+    assert dialogue(question(**TOLD), [final("oslo")]).success
+
+
+def test_a_guess_without_the_ask_is_right_or_wrong_as_it_is() -> None:
+    assert worth([final("Oslo")]) == pytest.approx(1.0)
+    assert worth([final("Rome")]) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("asks", "cost"), [(0, 0), (1, 1), (2, 2), (3, 3)])
+def test_needless_asks_cost(asks: int, cost: int) -> None:
+    turns = [ask(slot) for slot in ("friend", "home", "weather")[:asks]] + [final("Oslo")]
+    assert worth(turns, **TOLD) == pytest.approx(1.0 - ALPHA * cost)
+
+
+def test_the_fourth_needless_ask_costs_nothing_more() -> None:
+    found = dialogue(question(**TOLD), [ask(slot) for slot in ("a", "b", "c", "d")])
+    assert (found.end, found.needless_asks, found.spam) == ("turns", 4, True)
+    assert verified_reward(terms(found), ALPHA) == pytest.approx(0.2 - 3 * ALPHA)
+
+
+def test_one_ask_of_the_needed_fact_is_free() -> None:
+    """All others cost, the same one again included, and are spam when they come twice."""
+    assert worth([ask("friend"), ask("home"), final("Oslo")]) == pytest.approx(1.0 - ALPHA)
+    found = dialogue(question(), [ask("home"), ask("home"), final("Oslo")])
+    assert (found.needless_asks, found.spam) == (1, True)
+
+
+def test_unknown_is_right_only_after_the_ask() -> None:
+    changes = {"answer": UNKNOWN, "replies": {"home": "I do not know ."}, "user": "unhelpful"}
+    assert dialogue(question(**changes), [ask("home"), final(UNKNOWN)]).success
+    assert not dialogue(question(**changes), [final(UNKNOWN)]).success
+    assert not dialogue(question(**changes), [ask("friend"), final(UNKNOWN)]).success
+
+
+def test_turns_that_do_not_parse() -> None:
+    found = dialogue(question(), ["<think>a</think><final>Oslo</final><final>Rome</final>"])
+    assert (found.end, found.success) == ("unparsed", False)
+    assert verified_reward(terms(found), ALPHA) == 0.0
+    assert worth(["<final>Oslo</final>"]) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [ask("home")] * 4,  # always asks
+        [ask("home"), ask("friend"), ask("weather"), ask("home")],  # asks thrice and more
+        ["<think>a</think>" + "<ask>home</ask>" * 3],  # stuffs tags
+        ["<think>" + question().text + "</think><final>" + question().text + "</final>"],  # echoes
+    ],
+)
+def test_who_does_not_answer_gets_a_fifth_at_most(turns: list[str]) -> None:
+    assert worth(turns) <= 0.2 + 1e-9
+    assert worth(turns, **TOLD) <= 0.2 + 1e-9

@@ -1,0 +1,162 @@
+"""Rollouts of a batch against one dialogue at a time, without a cache."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from leverlab.errors import LeverlabError
+from leverlab.lm.chat import Chat
+from leverlab.lm.dialogues import reply
+from leverlab.lm.questions import Question
+from leverlab.lm.rollouts import Limits, Rollout, roll_out
+from leverlab.lm.turns import parse_turn
+from tests.lm import tiny
+from tests.lm.scripted import ask, final, question
+
+LIMITS = Limits(turns=3, tokens=12)
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat(tiny.tokenizer())
+
+
+def questions() -> list[Question]:
+    return [question(id="a"), question(id="b", text="where does the friend of Ana Lima live ?", slot="friend")]
+
+
+def alone(model: Any, chat: Chat, asked: Question, limits: Limits) -> tuple[list[int], list[bool], list[float]]:
+    """The greedy dialogue, every token from a forward pass over all that stands before."""
+    ids, start = chat.prompt(asked.text), len(chat.prompt(asked.text))
+    own: list[bool] = []
+    logps: list[float] = []
+    for turn in range(limits.turns):
+        said: list[int] = []
+        while len(said) < limits.tokens and (not said or said[-1] != chat.eos):
+            with torch.no_grad():
+                logp = torch.log_softmax(model(torch.tensor([ids])).logits[0, -1], -1)
+            said.append(int(logp.argmax()))
+            ids.append(said[-1])
+            own.append(True)
+            logps.append(float(logp.max()))
+        parsed = parse_turn(chat.text(said[:-1])) if said[-1] == chat.eos else None
+        if parsed is None or parsed.ask is None or turn == limits.turns - 1:
+            break
+        answer = chat.reply(reply(asked, parsed.ask))
+        ids += answer
+        own += [False] * len(answer)
+        logps += [0.0] * len(answer)
+    return ids[start:], own, logps
+
+
+def taught(chat: Chat, scripts: dict[str, list[str]]) -> Any:
+    """A model that says the turns of each script by heart."""
+    model = tiny.model(chat.tokenizer).train()
+    texts = []
+    for text, turns in scripts.items():
+        ids = chat.prompt(text)
+        for n, turn in enumerate(turns):
+            ids = ids + chat.turn(turn)
+            parsed = parse_turn(turn)
+            if n < len(turns) - 1:
+                (asked,) = [one for one in questions() if one.text == text]
+                ids = ids + chat.reply(reply(asked, parsed.ask or ""))
+        texts.append(ids)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        loss = sum(model(torch.tensor([ids]), labels=torch.tensor([ids])).loss for ids in texts)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[union-attr]
+        optimiser.step()
+    return model.eval()
+
+
+SCRIPTS = {
+    questions()[0].text: [ask("home"), final("Oslo")],
+    questions()[1].text: [ask("friend"), ask("weather"), ask("home")],
+}
+
+
+@pytest.fixture(scope="module")
+def speaker(chat: Chat) -> Any:
+    return taught(chat, SCRIPTS)
+
+
+def test_a_batch_says_what_each_dialogue_says_alone(chat: Chat, speaker: Any) -> None:
+    limits = Limits(turns=3, tokens=30)
+    found = roll_out(speaker, chat, questions(), 2, limits, temperature=0.0)
+    assert [one.dialogue.question.id for one in found] == ["a", "a", "b", "b"]
+    assert [turn.text for turn in found[0].dialogue.turns] == SCRIPTS[questions()[0].text]
+    assert [turn.text for turn in found[2].dialogue.turns] == SCRIPTS[questions()[1].text]
+    assert (found[0].dialogue.end, found[2].dialogue.end) == ("final", "turns")
+    for one in found:
+        completion, own, logps = alone(speaker, chat, one.dialogue.question, limits)
+        assert (one.completion, one.own) == (completion, own)
+        assert one.logps == pytest.approx(logps, abs=1e-4)
+
+
+def test_random_models_say_the_same_alone(chat: Chat) -> None:
+    """Whatever they say, and wherever it is cut."""
+    for seed in range(3):
+        model = tiny.model(chat.tokenizer, seed)
+        for one in roll_out(model, chat, questions(), 1, LIMITS, temperature=0.0):
+            assert (one.completion, one.own) == alone(model, chat, one.dialogue.question, LIMITS)[:2]
+
+
+def test_log_probabilities_are_those_of_the_temperature(chat: Chat) -> None:
+    model = tiny.model(chat.tokenizer)
+    generator = torch.Generator().manual_seed(3)
+    for one in roll_out(model, chat, questions(), 3, LIMITS, temperature=0.7, generator=generator):
+        with torch.no_grad():
+            logits = model(torch.tensor([one.prompt + one.completion])).logits[0, len(one.prompt) - 1 : -1]
+        expected = torch.log_softmax(logits / 0.7, -1).gather(1, torch.tensor(one.completion)[:, None])[:, 0]
+        assert one.logps == pytest.approx((expected * torch.tensor(one.own)).tolist(), abs=1e-4)
+
+
+def test_a_seed_gives_the_same_dialogues_again(chat: Chat) -> None:
+    model = tiny.model(chat.tokenizer)
+
+    def run(seed: int) -> list[Rollout]:
+        return roll_out(model, chat, questions(), 4, LIMITS, 1.0, torch.Generator().manual_seed(seed))
+
+    assert run(0) == run(0)
+    assert run(0) != run(1)
+    assert len({tuple(one.completion) for one in run(0)}) > 4
+
+
+def test_a_broken_policy_is_one_sentence(chat: Chat) -> None:
+    model = tiny.model(chat.tokenizer)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[0, 0] = float("nan")
+    with pytest.raises(LeverlabError, match="no numbers"):
+        roll_out(model, chat, questions(), 1, LIMITS, 1.0)
+
+
+def test_templates_that_cannot_be_cut() -> None:
+    for template, message in (
+        (None, "no chat template"),
+        ("{{ messages[0]['content'] }}", "does not show every message once"),
+        ("{% for m in messages %}{{ m['content'] }}</s>{% endfor %}", "ends a turn with '</s>"),
+    ):
+        with pytest.raises(LeverlabError, match=message):
+            Chat(tiny.tokenizer(template))
+
+
+def test_a_template_that_takes_thoughts_out_or_opens_them() -> None:
+    """Only what stands between two turns is asked for; that a think tag stands there already is seen."""
+    opening = tiny.TEMPLATE.replace("assistant\n'", "assistant\n<think>\n'")
+    assert Chat(tiny.tokenizer(opening)).opened
+    plain = Chat(tiny.tokenizer())
+    assert not plain.opened
+    ids = [*plain.prompt("a"), *plain.turn(final("b")), *plain.reply("c")]
+    whole = plain.tokenizer.apply_chat_template(
+        [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": final("b")},
+            {"role": "user", "content": "c"},
+        ],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    assert plain.tokenizer.decode(ids) == whole
