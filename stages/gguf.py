@@ -42,7 +42,7 @@ def body(stage: Stage) -> None:
     write_text(stage.out("reports/gguf.json"), json.dumps({"files": record, "parity": parity}, indent=2) + "\n")
     stage.out("models/gguf").mkdir()
     for path in (*files.values(), mmproj):
-        shutil.move(path, stage.out("models/gguf"))
+        shutil.copyfile(path, stage.out(f"models/gguf/{path.name}"))  # not moved: a kill before the end would lose it
     stage.say(", ".join(f"{name} ({file['bytes']:,} bytes)" for name, file in record.items()))
 
 

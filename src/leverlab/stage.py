@@ -34,6 +34,8 @@ PACKAGES = (
     "torch",
     "numpy",
     "transformers",
+    "peft",
+    "trl",
     "tokenizers",
     "datasets",
     "pyarrow",

@@ -74,12 +74,13 @@ class Victim:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self._units.write_text("")
 
-    def run(self, kill_after: float | None = None) -> bool:
-        """Run the stage, and kill it after so many seconds; return whether it came to its end before: its outs are
-        there, and its state is forgotten."""
+    def run(self, kill_after: float | None = None, at_its_end: bool = False) -> bool:
+        """Run the stage, and kill it after so many seconds, or when its work is done; return whether it came to its end
+        before: its outs are there, and its state is forgotten."""
         assert self._server.stdin
         assert self._server.stdout
-        print(json.dumps(STAGES[self._stage]), file=self._server.stdin, flush=True)
+        module, *arguments = STAGES[self._stage]
+        print(json.dumps(["+" * at_its_end + module, *arguments]), file=self._server.stdin, flush=True)
         pid = int(self._server.stdout.readline())
         if kill_after is not None:
             time.sleep(kill_after)
@@ -131,6 +132,12 @@ def soak(victim: Victim, kills: int, seed: int) -> None:
 
 def test_killed_twenty_times(victim: Victim) -> None:
     soak(victim, KILLS, seed=0)
+
+
+def test_killed_when_its_work_is_done_it_repeats_nothing(victim: Victim) -> None:
+    assert not victim.run(at_its_end=True)
+    assert victim.run()
+    victim.check(kills=0)
 
 
 def soak_dvc(clone: Clone, kills: int, seed: int) -> None:
