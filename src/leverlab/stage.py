@@ -59,7 +59,7 @@ def workspace_store() -> Path:
 class Stage:
     """One run of a stage: its declared params and paths, its state folder and its progress."""
 
-    def __init__(self, declaration: Declaration):
+    def __init__(self, declaration: Declaration, home: str = "."):
         self.name = declaration.name
         self._declaration = declaration
         self._params = {(file, key): read_param(Path(file), key) for file, key in declaration.params}
@@ -68,9 +68,9 @@ class Stage:
         self.versions = {package: _version(package) for package in PACKAGES}
         identity = {"inputs": self.inputs, "params": self.declared_params(), "versions": self.versions}
         self.key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
-        self.state_dir = workspace_store() / "state" / self.name / self.key
+        self.state_dir = workspace_store() / "state" / home / self.name / self.key
         self._forgotten = self.state_dir.with_suffix(".forgotten")
-        self._staging = Path(".leverlab") / "staging" / self.name
+        self._staging = Path(".leverlab") / "staging" / home / self.name
 
     def declared_params(self) -> dict[str, Any]:
         """Return the declared params as plain data, keyed 'file:key'."""
@@ -208,10 +208,10 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
     start = time.monotonic()
     try:
         declaration = read_declaration(Path(home) / "dvc.yaml", stage, item or {})
-        locks = Path(".leverlab") / "locks"
+        locks = Path(".leverlab") / "locks" / home
         locks.mkdir(parents=True, exist_ok=True)
         with _own_workspace(locks / f"{declaration.name}.lock", declaration.name):
-            run = Stage(declaration)
+            run = Stage(declaration, home)
             run.state_dir.parent.mkdir(parents=True, exist_ok=True)
             with _own_state(run.state_dir.with_suffix(".lock"), run):
                 run.prepare()

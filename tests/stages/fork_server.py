@@ -9,10 +9,8 @@ first argument, so that a test can count what was done twice. What children prin
 import hashlib
 import json
 import os
-import runpy
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +26,7 @@ from leverlab.selector import encoders
 from leverlab.stage import Stage
 from leverlab.training import loop
 from leverlab.vlm.scoring import Scorer
+from tests.stages.forked import run_program
 
 UNITS, LOG = sys.argv[1:]
 RUN_TASKS = parallel.run_tasks
@@ -84,25 +83,11 @@ def child(module: str, *arguments: str) -> None:
     log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
-    sys.argv[1:] = arguments
     if module.startswith("+"):
         end: Any = Stage
         end.check_inputs = lambda _: os.kill(os.getpid(), signal.SIGKILL)
         module = module[1:]
-    code: Any = 0
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as stop:
-        code = stop.code
-        if isinstance(code, str):
-            print(code, file=sys.stderr)
-            code = 1
-    except BaseException:
-        traceback.print_exc()
-        code = 2
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code or 0)
+    os._exit(run_program(module, *arguments))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """What `leverlab blast` says of a key is what a change of it re-runs, for a key of every section of every params.yaml.
 
-The real stages on the profile `tiny`, with one seed. Two lanes run side by side, each in a clone of its own where one
-change follows the other; every change keeps those before it.
+The real stages on the profile `tiny`, with one seed, in processes that are forked instead of started. Two lanes run
+side by side, each in a clone of its own where one change follows the other; every change keeps those before it.
 """
 
 import json
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +86,30 @@ def inputs_are_those_of_its_run(root: Path, stage: str) -> bool:
 
 
 @pytest.fixture(scope="session")
-def changes(finished: Cold, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Change]:
+def warm_python(finished: Cold, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Environment variables with which `python -m stages.…` runs in a child of `warm_server.py`."""
+    path = tmp_path_factory.mktemp("warm") / "socket"
+    environment = finished.clone.environment
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.stages.warm_server", path],
+        cwd=REPOSITORY,
+        env=environment | {"PYTHONPATH": str(REPOSITORY / "src")},
+    )
+    while not path.exists():
+        assert server.poll() is None
+        time.sleep(0.1)
+    yield {"PATH": f"{Path(__file__).with_name('warm')}:{environment['PATH']}", "WARM_PYTHON": str(path)}
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture(scope="session")
+def changes(finished: Cold, warm_python: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Change]:
     """Section → what a change in it did. `seeds` comes first: one is taken away, and the rest goes faster."""
 
     def run(lane: dict[str, dict[str, Any]]) -> dict[str, Change]:
         clone = Clone(tmp_path_factory.mktemp("lane") / "leverlab", workers=1, source=finished.clone)
+        clone.environment |= warm_python
         done = {
             section: make(clone, {"params.yaml": change})
             for section, change in ({"seeds": {"seeds": [0]}} | lane).items()

@@ -401,6 +401,26 @@ def test_an_unrelated_param_keeps_the_state(place: Workplace) -> None:
     assert place.succeeds() == "step 2\n"
 
 
+def test_a_stage_of_the_same_name_in_another_pipeline_is_another_stage(place: Workplace) -> None:
+    """Neither waits for the other, takes its state, or empties the folder that it writes to."""
+    place.write("recipe/dvc.yaml", place.read("dvc.yaml").replace("out/", "recipe/out/"))
+    place.body("""
+        home = "recipe/" * ("HOME_OF_STAGE" in os.environ)
+        stage.out(f"{home}out/one.txt").write_text(home)
+        pause() if not home else None
+        stage.out(f"{home}out/many").mkdir()
+        stage.out(f"{home}out/metrics.json").write_text("{}")
+    """)
+    with place.paused() as process:
+        assert place.succeeds(HOME_OF_STAGE="recipe") == ""
+        assert len(place.states()) == 1
+        place.write("go", "")
+        assert process.wait() == 0
+    assert place.read("out/one.txt") == ""
+    assert place.read("recipe/out/one.txt") == "recipe/"
+    assert place.states() == []
+
+
 def test_a_second_process_is_told_and_the_first_goes_on(place: Workplace) -> None:
     place.body("pause()\nwrite_all(stage)")
     with place.paused() as process:

@@ -129,7 +129,7 @@ def wait_for_step(root: Path, least: int, process: Any) -> int:
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         assert process.poll() is None, process.communicate()
-        for path in (root / ".leverlab/state/digits-vlm").glob("*/resume.pt"):
+        for path in (root / ".leverlab/state/worlds/digits/digits-vlm").glob("*/resume.pt"):
             step = int(torch.load(path, weights_only=True)["step"])
             if step >= least:
                 return step

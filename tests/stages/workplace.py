@@ -82,6 +82,8 @@ BODY
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         run_stage("many", lambda stage: stage.out(f"out/{sys.argv[1]}").write_text(sys.argv[1]), {"seed": sys.argv[1]})
+    elif "HOME_OF_STAGE" in os.environ:
+        run_stage("job", body, home=os.environ["HOME_OF_STAGE"])
     else:
         run_stage("job", body)
 """
