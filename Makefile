@@ -16,14 +16,18 @@ export DVC_NO_ANALYTICS := 1
 # One thread gives the same bytes on every machine, and is faster for small models; raise it for large ones.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help repro test lint format bench verify report gate demo test-demo clean setup setup-demo
+.PHONY: help repro clarify test lint format bench verify report gate gate-clarify demo test-demo clean setup setup-demo
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 repro: setup ## run the main pipeline: only the stages whose inputs changed
 	leverlab params
 	dvc repro
+
+clarify: setup ## run the recipe clarify: only the stages whose inputs changed
+	leverlab params recipes/clarify
+	cd recipes/clarify && dvc repro
 
 test: setup ## run the tests, in two processes
 	pytest -n 2
@@ -50,6 +54,9 @@ report: setup ## bring reports/ up to date, with the stages that it needs
 
 gate: setup ## fail when an acceptance rule of the last report failed
 	leverlab gate
+
+gate-clarify: setup ## fail when an acceptance rule of the last report of the recipe clarify failed
+	leverlab gate recipes/clarify
 
 demo: setup-demo ## serve a page to try methods side by side, on 127.0.0.1
 	dvc repro bundle

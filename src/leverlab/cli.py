@@ -13,6 +13,7 @@ import typer
 
 from leverlab.deploy import commands
 from leverlab.errors import LeverlabError
+from leverlab.lm import commands as lm_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(commands.select)
 app.command()(commands.predict)
 app.command()(commands.demo)
+app.command()(lm_commands.chat)
 
 
 @app.callback()
@@ -48,13 +50,24 @@ def deps(
     typer.echo("the deps of every stage are what it imports")
 
 
-@app.command()
-def params() -> None:
-    """Check the whole of params.yaml."""
-    from leverlab.pipeline.params import check_params_file
+Recipe = Annotated[
+    Path | None, typer.Argument(help="Folder of a recipe, such as recipes/clarify; without one, the main pipeline.")
+]
 
-    check_params_file(repository_root() / "params.yaml")
-    typer.echo("params.yaml is valid")
+
+@app.command()
+def params(folder: Recipe = None) -> None:
+    """Check the whole of params.yaml, or that of a recipe."""
+    if folder is None:
+        from leverlab.pipeline.params import check_params_file
+
+        check_params_file(repository_root() / "params.yaml")
+        typer.echo("params.yaml is valid")
+    else:
+        from leverlab.pipeline.recipe_params import check_recipe
+
+        check_recipe(folder)
+        typer.echo(f"{folder / 'params.yaml'} is valid")
 
 
 @app.command()
@@ -224,11 +237,11 @@ def verify(
 
 
 @app.command()
-def gate() -> None:
+def gate(folder: Recipe = None) -> None:
     """Print the acceptance rules of the last report; fail when one of them failed."""
     from leverlab.pipeline import gate as acceptance
 
-    gates = acceptance.read_gates(repository_root())
+    gates = acceptance.read_gates(repository_root() if folder is None else folder)
     _console(200).print(acceptance.table(gates))
     raise typer.Exit(0 if all(rule.passed for rule in gates) else 1)
 

@@ -10,6 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import Field
+
+from leverlab.config.base import Section
+from leverlab.pipeline import recipe_params
 
 REPOSITORY = Path(__file__).parents[2]
 Run = Callable[..., tuple[int, str, str]]
@@ -54,6 +58,53 @@ def test_missing_params_are_one_line_and_code_1(root: Path, run: Run) -> None:
     code, out, err = run("params")
     assert (code, out, err.count("\n")) == (1, "", 1)
     assert "params.yaml does not exist" in err
+
+
+class Loop(Section):
+    lr: float = Field(gt=0)
+
+
+@pytest.fixture
+def recipe(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The params file of a recipe with one section, seen from the working directory."""
+    monkeypatch.setattr(recipe_params, "SECTIONS", {"sft": Loop})
+    folder = root / "below" / "here" / "mine"
+    folder.mkdir()
+    (folder / "params.yaml").write_text("seeds: [0]\nsft:\n  lr: 0.1\n")
+    return folder / "params.yaml"
+
+
+def test_params_of_a_recipe_are_valid(recipe: Path, root: Path, run: Run) -> None:
+    """Whatever the main pipeline's are."""
+    (root / "params.yaml").unlink()
+    assert run("params", "mine") == (0, "mine/params.yaml is valid\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        ("seeds: [0]\nsft:\n  lr: 0\n", ["'sft.lr' = 0 is not allowed"]),
+        ("seeds: [0, 0]\nsft:\n  lr: 1\n  lrr: 1\n", ["unknown key 'sft.lrr'", "names a seed twice"]),
+        ("seeds: [0]\n", ["has no section 'sft'"]),
+        ("seeds: [0]\nsft:\n  lr: 1\nprepare:\n  size: 2\n", ["unknown section 'prepare'", "named 'size'"]),
+    ],
+)
+def test_bad_params_of_a_recipe(recipe: Path, run: Run, text: str, problems: list[str]) -> None:
+    """A line for each problem, which names the file of the recipe."""
+    recipe.write_text(text)
+    code, out, err = run("params", "mine")
+    assert (code, out) == (1, "")
+    lines = err.removeprefix("leverlab: ").splitlines()
+    assert len(lines) == len(problems)
+    for line, problem in zip(lines, problems, strict=True):
+        assert line.startswith("mine/params.yaml")
+        assert problem in line
+
+
+def test_a_recipe_without_params(run: Run) -> None:
+    code, out, err = run("params", "nowhere")
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "nowhere/params.yaml does not exist" in err
 
 
 def test_plans_are_listed_with_their_titles(root: Path, run: Run) -> None:
@@ -137,7 +188,7 @@ def test_outside_of_a_repository(
     assert "lies in no DVC repository" in err
 
 
-@pytest.mark.parametrize("arguments", [("parms",), ("plan", "shw"), ("plan", "show"), ("params", "--fast")])
+@pytest.mark.parametrize("arguments", [("parms",), ("chat",), ("plan", "shw"), ("plan", "show"), ("params", "--fast")])
 def test_a_command_that_is_none_is_told_and_fails(run: Run, arguments: tuple[str, ...]) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
@@ -164,3 +215,32 @@ def test_help_needs_no_library(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "Tools on the leverlab pipeline" in done.stdout
+
+
+def test_make_help_names_every_target_that_is_described() -> None:
+    text = (REPOSITORY / "Makefile").read_text()
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    listed = [line.split()[1] for line in done.stdout.splitlines()]
+    assert listed == re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE)
+    assert {"repro", "clarify", "gate", "gate-clarify"} <= set(listed)
+
+
+def test_make_runs_a_recipe_in_its_folder() -> None:
+    """Its params are checked first. The set-up is taken as done: nothing is run."""
+    command = [
+        "make",
+        "--no-print-directory",
+        "-n",
+        "-o",
+        str(REPOSITORY / ".venv/.installed"),
+        "clarify",
+        "gate-clarify",
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-3:] == [
+        "leverlab params recipes/clarify",
+        "cd recipes/clarify && dvc repro",
+        "leverlab gate recipes/clarify",
+    ]

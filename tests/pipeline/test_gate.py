@@ -65,3 +65,27 @@ def test_no_report_yet(gates: Callable[[Any], None], command_line: Callable[...,
     code, _, err = command_line("gate")
     assert code == 1
     assert "does not exist; run dvc repro report" in err
+
+
+def test_the_gates_of_a_recipe(
+    gates: Callable[[Any], None], command_line: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Those of the folder alone count, whatever the repository's say, and each way round."""
+    reports = tmp_path / "recipes/mine/reports"
+    reports.mkdir(parents=True)
+    good, bad = GATE | {"passed": True}, GATE | {"name": "mine", "value": 0.1, "passed": False}
+    for in_root, in_recipe, code in (([good], [bad], 1), ([bad], [good], 0)):
+        gates(in_root)
+        (reports / "gates.json").write_text(json.dumps(in_recipe))
+        assert command_line("gate", "recipes/mine")[0] == code
+        assert command_line("gate")[0] == 1 - code
+
+
+def test_a_recipe_without_a_report(
+    gates: Callable[[Any], None], command_line: Callable[..., tuple[int, str, str]]
+) -> None:
+    """The repository's gates do not stand in for its own, and the sentence names where to run it."""
+    gates([GATE | {"passed": True}])
+    code, _, err = command_line("gate", "recipes/mine")
+    assert code == 1
+    assert "recipes/mine/reports/gates.json does not exist; run dvc repro report in recipes/mine" in err

@@ -30,7 +30,8 @@ class Question(BaseModel):
     when it is needed and the user cannot tell it. replies: slot → what the user says when asked for it.
     kind: how the question was made. twin: the id of the same question with nothing left out, where there is one.
     thought, thought_told: what leads to the answer, from the text alone and once the user has told what is missing; a
-    teacher's words, which no policy is shown.
+    teacher's words, which no policy is shown. guess: an answer that is possible without the missing fact, where there is
+    one: what a teacher says that makes the fact up.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -48,6 +49,7 @@ class Question(BaseModel):
     thought: Text
     thought_told: Text
     twin: str = ""
+    guess: str = ""
 
     @model_validator(mode="after")
     def _slot_is_answered(self) -> "Question":

@@ -4,6 +4,7 @@ A step feeds one token of every dialogue: the one that was sampled, or the next 
 waits for another to end its turn, no turn reads again what was read, and prompts are read once for all their copies.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,11 @@ class Rollout:
     completion: list[int]
     own: list[bool]
     logps: list[float]
+
+    @property
+    def confidence(self) -> float:
+        """The geometric mean of the probabilities of the policy's tokens."""
+        return min(1.0, math.exp(sum(self.logps) / sum(self.own)))
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,19 @@ END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END, START, STOP, *(tag for name in TAGS for tag in (f"<{name}>", f"</{name}>")))
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + (' ' if message['role'] == 'user' else '') }}"
+    "{{ message['content'] + '<|im_end|>\\n' }}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer in which every word of `texts`, every role and every tag is one token."""
-    tokenizer = train_tokenizer([*texts, "user", "assistant"], SPECIAL_TOKENS, pad=END, eos=STOP)
+    """Return a tokenizer in which every word of `texts` with a space before it, every role and every tag is one token.
+
+    The template puts that space before the words of the user, `compose_turn` before those of the policy.
+    """
+    tokenizer = train_tokenizer([*(f" {text}" for text in texts), "user", "assistant"], SPECIAL_TOKENS, pad=END, eos=STOP)
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

@@ -44,5 +44,8 @@ def parse_turn(text: str, opened: bool = False) -> Turn:
 
 
 def compose_turn(think: str, act: str, said: str, opened: bool = False) -> str:
-    """Return the text of a turn; `opened` as in `parse_turn`."""
-    return f"{'' if opened else '<think>'}{think}</think><{act}>{said}</{act}>"
+    """Return the text of a turn; `opened` as in `parse_turn`.
+
+    A space stands before every word, the first one of a part too: so a word is the same token wherever it stands.
+    """
+    return f"{'' if opened else '<think>'} {think}</think><{act}> {said}</{act}>"

@@ -26,7 +26,7 @@ class Result(BaseModel):
 
 
 def read_gates(root: Path) -> list[Result]:
-    """Return the gates that the report of the repository at `root` evaluated.
+    """Return the gates that the report of the pipeline at `root`, the repository or a recipe, evaluated.
 
     Raises `LeverlabError` when the file is missing or damaged, and when it holds no gate: nothing would be accepted by
     nobody's rule.
@@ -35,12 +35,12 @@ def read_gates(root: Path) -> list[Result]:
     try:
         gates = TypeAdapter(list[Result]).validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise LeverlabError(f"{path} does not exist; run dvc repro report") from None
+        raise LeverlabError(f"{path} does not exist; run dvc repro report in {root}") from None
     except (OSError, ValidationError) as error:
         problem = " ".join(str(error).split())[:300]
-        raise LeverlabError(f"{path} is damaged ({problem}); run dvc repro report") from None
+        raise LeverlabError(f"{path} is damaged ({problem}); run dvc repro report in {root}") from None
     if not gates:
-        raise LeverlabError(f"{path} holds no gate; add rules to report.gates of params.yaml")
+        raise LeverlabError(f"{path} holds no gate; add rules to report.gates of {root / 'params.yaml'}")
     return gates
 
 

@@ -1,6 +1,6 @@
 """The whole of `params.yaml`, checked before anything runs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,27 @@ RUN_CACHE_IGNORES = {"size", "nfiles"}  # dvc.stage.cache drops them at any dept
 
 def check_params(data: Mapping[str, Any], where: str) -> None:
     """Raise `LeverlabError` with one line per problem unless `data` is a valid params file of the main pipeline."""
-    problems = [f"{where}: unknown section '{name}'" for name in data if name not in {*SECTIONS, "seeds"}]
+    check_sections(data, where, SECTIONS, _cross_checks)
+
+
+def check_sections(
+    data: Mapping[str, Any],
+    where: str,
+    sections: Mapping[str, type[Section]],
+    between: Callable[[Mapping[str, Any], str], list[str]] = lambda parsed, where: [],
+) -> None:
+    """Raise `LeverlabError` with one line per problem unless `data` holds valid `sections`, `seeds`, and nothing else.
+
+    between: returns what is wrong between valid sections, which it gets by name.
+    """
+    problems = [f"{where}: unknown section '{name}'" for name in data if name not in {*sections, "seeds"}]
     problems += [
         f"{where}: no key may be named '{key}': DVC's run cache leaves it out of account (3.67.1), so that a change of "
         "it would bring back old outs; rename it"
         for key in sorted(_keys(data) & RUN_CACHE_IGNORES)
     ]
     parsed: dict[str, Section] = {}
-    for name, model in SECTIONS.items():
+    for name, model in sections.items():
         try:
             parsed[name] = parse_section(model, name, data, where)
         except LeverlabError as error:
@@ -64,7 +77,7 @@ def check_params(data: Mapping[str, Any], where: str) -> None:
     elif len(set(seeds)) != len(seeds):
         problems.append(f"{where}: 'seeds' = {seeds!r} names a seed twice")
     if not problems:
-        problems += _cross_checks(parsed, where)
+        problems += between(parsed, where)
     if problems:
         raise LeverlabError("\n".join(problems))
 

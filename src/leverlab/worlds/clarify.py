@@ -5,7 +5,8 @@ share a first name), `strategy` (can somebody lift a box), `math` (how many appl
 function of its slots, one of which may be left out of the text. Whether it must then be asked for is decided by brute
 force: the puzzle is solved for every value that the slot may have.
 
-Keys stand next to their values ("Ana Lima Bo": a friend of Ana Lima is Bo), where a model of a few layers finds them.
+Keys stand next to their values ("Ana Lima Bo": a friend of Ana Lima is Bo; "Ana lifts six"), in texts and in thoughts,
+where a model of a few layers finds them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -74,6 +75,7 @@ NUMBERS = _words(
     "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen"
 )
 TO_NINE = NUMBERS[1:10]
+SOME, NOT_SAID = "some", "?"  # in place of a value that is missing: in the text of a sum or comparison, in a thought
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def multihop(rng: np.random.Generator, words: Words) -> Puzzle:
         if hidden == "surname":
             return _joined([ways[n] for n in order if n < 2])
         known = ways[0].split()[: {"friend": 2, "home": 3}.get(hidden or "", 4)]
-        return " ".join(known if hidden is None else [*known, "?"])
+        return " ".join(known if hidden is None else [*known, NOT_SAID])
 
     def solve(values: Mapping[str, str]) -> str:
         friend = values["friend"] if values["surname"] == surname else friends[1]
@@ -182,13 +184,16 @@ def strategy(rng: np.random.Generator, words: Words) -> Puzzle:
     wording = int(rng.choice(words.wordings))
     order = rng.permutation(2)
 
+    def facts(hidden: str | None, unknown: str) -> tuple[str, str]:
+        strong, heavy = (
+            unknown if hidden == slot else told for slot, told in (("strength", strength), ("weight", weight))
+        )
+        return f"{who} lifts {strong}", f"box weighs {heavy}"
+
     def text(hidden: str | None) -> str:
-        lifts = [
-            f"{who} lifts" if hidden == "strength" else f"{who} lifts {strength}",
-            f"{other} lifts {strength_of_other}",
-        ]
-        box = "there is a box" if hidden == "weight" else f"box weighs {weight}"
-        return " . ".join([*(lifts[n] for n in order), box, WORDINGS["strategy"][wording].format(who=who)])
+        own, box = facts(hidden, SOME)
+        lifts = [own, f"{other} lifts {strength_of_other}"]
+        return f"{_joined([lifts[n] for n in order])} . {box} . " + WORDINGS["strategy"][wording].format(who=who)
 
     return Puzzle(
         "strategy",
@@ -197,7 +202,7 @@ def strategy(rng: np.random.Generator, words: Words) -> Puzzle:
         {"strength": TO_NINE, "weight": TO_NINE},
         {"strength": f"{who} lifts {strength}", "weight": f"box weighs {weight}"},
         text,
-        lambda hidden: _with(strength, weight, hidden == "strength", hidden == "weight"),
+        lambda hidden: _joined(facts(hidden, NOT_SAID)),
         lambda values: "yes" if _number(values["strength"]) >= _number(values["weight"]) else "no",
     )
 
@@ -210,21 +215,23 @@ def math(rng: np.random.Generator, words: Words) -> Puzzle:
     wording = int(rng.choice(words.wordings))
     before = rng.random() < 0.5
 
+    def facts(hidden: str | None, unknown: str) -> tuple[str, str]:
+        has, buys = (unknown if hidden == slot else told for slot, told in (("start", start), ("bought", bought)))
+        return f"{who} has {has}", f"{who} buys {buys}"
+
     def text(hidden: str | None) -> str:
-        has = f"{who} has some apples" if hidden == "start" else f"{who} has {start} apples"
-        buys = f"{who} buys more" if hidden == "bought" else f"{who} buys {bought}"
-        own, rest = [has, buys, *([f"{who} gives all away"] if given else [])], [f"{other} has {others} pears"]
-        facts = rest + own if before else own + rest
-        return " . ".join([*facts, WORDINGS["math"][wording].format(who=who)])
+        own, rest = [*facts(hidden, SOME), *([f"{who} gives all"] if given else [])], [f"{other} has {others}"]
+        ordered = rest + own if before else own + rest
+        return f"{_joined(ordered)} . " + WORDINGS["math"][wording].format(who=who)
 
     return Puzzle(
         "math",
         wording,
         {"start": start, "bought": bought},
         {"start": TO_NINE, "bought": TO_NINE},
-        {"start": f"{who} has {start} apples", "bought": f"{who} buys {bought}"},
+        {"start": f"{who} has {start}", "bought": f"{who} buys {bought}"},
         text,
-        lambda hidden: "all away" if given else _with(start, bought, hidden == "start", hidden == "bought"),
+        lambda hidden: f"{who} gives all" if given else _joined(facts(hidden, NOT_SAID)),
         lambda values: NUMBERS[0 if given else _number(values["start"]) + _number(values["bought"])],
     )
 
@@ -241,7 +248,7 @@ USER_SHARES: Mapping[User, float] = {"cooperative": 0.6, "terse": 0.3, "unhelpfu
 RED_TEAM = ("bait", "forbidden", "unhelpful", "twice", "distractor")
 NOT_TOLD = "I do not know ."
 NOT_KNOWN = "not known"  # the thought after it
-_DRAWS = 10_000  # tries for a puzzle of the wanted kind, of which the rarest is one in twenty
+_DRAWS = 1_000  # tries for a question that is new
 
 
 def make_split(name: str, count: int, words: Words, seed: int, seen: set[str]) -> list[Question]:
@@ -252,8 +259,8 @@ def make_split(name: str, count: int, words: Words, seed: int, seen: set[str]) -
     rng = np.random.default_rng(np.random.SeedSequence([seed, *name.encode()]))
     wanted = [
         (family, need)
-        for family, of_family in _apportion(count, SHARES).items()
-        for need, of_need in _apportion(
+        for family, of_family in apportion(count, SHARES).items()
+        for need, of_need in apportion(
             of_family,
             {
                 "asked": NEED_RATES[family],
@@ -302,19 +309,29 @@ def _new_question(
     rng: np.random.Generator, family: Family, need: Need, user: User, words: Words, name: str, seen: set[str]
 ) -> Question:
     for _ in range(_DRAWS):
-        puzzle = MAKERS[family](rng, words)
-        hidden = None if need == "plain" else str(rng.choice(list(puzzle.values)))
-        if hidden is not None and (len(puzzle.answers_without(hidden)) > 1) != (need == "asked"):
-            continue
-        if (text := puzzle.text(hidden)) not in seen:
-            seen.add(text)
-            return _question(puzzle, hidden, need, user, name, text)
+        question = draw_question(rng, family, need, user, words, name)
+        if question.text not in seen:
+            seen.add(question.text)
+            return question
     raise LeverlabError(
         f"{_DRAWS} draws made no new '{need}' question of the family '{family}'; lower the number of questions"
     )
 
 
-def _question(puzzle: Puzzle, hidden: str | None, need: Need, user: User, name: str, text: str) -> Question:
+def draw_question(
+    rng: np.random.Generator, family: Family, need: Need, user: User, words: Words, name: str
+) -> Question:
+    """Return the first question drawn whose need is `need`. `name` becomes its id."""
+    while True:
+        puzzle = MAKERS[family](rng, words)
+        hidden = None if need == "plain" else str(rng.choice(list(puzzle.values)))
+        possible = sorted(puzzle.answers_without(hidden)) if hidden is not None else []
+        if hidden is None or (len(possible) > 1) == (need == "asked"):
+            guess = str(rng.choice(possible)) if need == "asked" else ""
+            return _question(puzzle, hidden, need, user, name, guess)
+
+
+def _question(puzzle: Puzzle, hidden: str | None, need: Need, user: User, name: str, guess: str) -> Question:
     replies = {slot: f"as I said : {told}" for slot, told in puzzle.told.items()}
     if hidden is not None:
         replies[hidden] = {
@@ -322,32 +339,31 @@ def _question(puzzle: Puzzle, hidden: str | None, need: Need, user: User, name: 
             "terse": puzzle.values[hidden],
             "unhelpful": NOT_TOLD,
         }[user]
+    told = puzzle.thought(None if user != "unhelpful" else hidden)
+    untold = need == "asked" and user == "unhelpful"
     return Question(
         id=name,
         family=puzzle.family,
         kind=need,
-        text=text,
-        answer=UNKNOWN if need == "asked" and user == "unhelpful" else puzzle.answer,
+        text=puzzle.text(hidden),
+        answer=UNKNOWN if untold else puzzle.answer,
         needs_ask=need == "asked",
         slot=hidden or "",
         replies=replies,
         user=user,
         wording=puzzle.wording,
         thought=puzzle.thought(hidden),
-        thought_told=NOT_KNOWN if need == "asked" and user == "unhelpful" else puzzle.thought(None),
+        thought_told=NOT_KNOWN if untold else told,
+        guess=guess,
     )
 
 
-def _apportion(count: int, shares: Mapping[Any, float]) -> dict[Any, int]:
+def apportion(count: int, shares: Mapping[Any, float]) -> dict[Any, int]:
     """Return `count` in whole parts that differ from their shares by less than one (largest remainders)."""
     exact = {key: count * share / sum(shares.values()) for key, share in shares.items()}
     whole = {key: int(value + 1e-9) for key, value in exact.items()}
     rest = sorted(exact, key=lambda key: whole[key] - exact[key])
     return {key: whole[key] + (key in rest[: count - sum(whole.values())]) for key in shares}
-
-
-def _with(first: str, second: str, first_hidden: bool, second_hidden: bool) -> str:
-    return f"{'?' if first_hidden else first} and {'?' if second_hidden else second}"
 
 
 def _number(word: str) -> int:

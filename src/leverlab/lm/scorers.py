@@ -1,0 +1,180 @@
+"""Scorers of finished dialogues that know no right answer: features, weights, calibration on verified success.
+
+A scorer is a weighted sum of features in [0, 1], each of which is better when it is higher, so that no weight is below
+zero. The old scorer has the weights of `PRIOR`; the new one is calibrated towards them. An ensemble of calibrations
+tells by its spread where the scorer is not sure.
+
+Axes: N dialogues, F features in the order of `FEATURES`, M members of an ensemble.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import nnls
+
+from leverlab.errors import LeverlabError
+from leverlab.lm.dialogues import COSTLY_ASKS, Dialogue
+from leverlab.lm.questions import UNKNOWN
+
+Array = NDArray[np.float64]
+
+# What somebody would pay who has seen no outcome yet: form first, then the footing of the answer. They add up to 1.
+PRIOR: Mapping[str, float] = {
+    "parses": 0.15,  # every turn parses
+    "thought": 0.10,  # every turn thinks first
+    "answered": 0.20,  # there is a final answer
+    "settled": 0.10,  # the thought before the final answer holds no question mark
+    "asked": 0.05,  # anything was asked
+    "frugal": 0.10,  # 1 - asks beyond the first / 3, at least 0
+    "unrepeated": 0.05,  # nothing was asked twice
+    "grounded": 0.10,  # the final answer stands in what the policy was told (`grounded`)
+    "candid": 0.05,  # the final answer is "unknown" just when the user's last reply is that nobody knows
+    "confidence": 0.10,  # of the policy in its own tokens: without a continuous feature most scores are ties
+}
+FEATURES = tuple(PRIOR)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+_NUMBERS = frozenset(
+    _words(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million"
+    )
+)
+_FREE = frozenset(("yes", "no", UNKNOWN))  # answers that need not stand anywhere
+_NOT_KNOWN = re.compile(r"\b(?:do not|don't|does not|doesn't) know\b", re.IGNORECASE)
+
+
+def features(dialogue: Dialogue, confidence: float) -> dict[str, float]:
+    """Return the features of a finished dialogue, in the order of `FEATURES`, each in [0, 1]; `PRIOR` explains them.
+
+    confidence: the geometric mean of the probabilities of the policy's tokens. No feature looks at the answer of the
+    question, nor at whether it needs an ask. Raises `LeverlabError` for a confidence outside [0, 1].
+    """
+    if not 0 <= confidence <= 1:
+        raise LeverlabError(
+            f"the confidence of a dialogue on question '{dialogue.question.id}' is {confidence}; it must be a mean "
+            "probability in [0, 1]"
+        )
+    turns, asks, final = dialogue.turns, dialogue.asks, dialogue.final
+    thought = turns[-1].text.partition("</think>")[0] if turns and turns[-1].thought else "?"
+    nobody_knows = bool(dialogue.replies) and _NOT_KNOWN.search(dialogue.replies[-1]) is not None
+    found = {
+        "parses": bool(turns) and all(turn.parses for turn in turns),
+        "thought": bool(turns) and all(turn.thought for turn in turns),
+        "answered": final is not None,
+        "settled": final is not None and "?" not in thought,
+        "asked": bool(asks),
+        "frugal": 1 - min(max(len(asks) - 1, 0), COSTLY_ASKS) / COSTLY_ASKS,
+        "unrepeated": len(set(asks)) == len(asks),
+        "grounded": grounded(dialogue),
+        "candid": final is not None and (final.lower() == UNKNOWN) == nobody_knows,
+        "confidence": confidence,
+    }
+    return {name: float(found[name]) for name in FEATURES}
+
+
+def grounded(dialogue: Dialogue) -> bool:
+    """Return whether the final answer stands in what the policy was told, be it right or wrong.
+
+    Every word of it must stand in the question's text or in a reply, or be a number (it may have been computed), or the
+    whole of it be yes, no or unknown. Case and punctuation do not matter. Without a final answer nothing is grounded.
+    """
+    said = _words(dialogue.final or "")
+    told = _NUMBERS.union(_words(dialogue.question.text), *map(_words, dialogue.replies))
+    free = len(said) == 1 and said[0] in _FREE
+    return free or (bool(said) and all(word in told or word.isdigit() for word in said))
+
+
+def table(dialogues: Iterable[Dialogue], confidence_N: Iterable[float]) -> Array:
+    """Return `features_NF` of dialogues. Raises `LeverlabError` as `features`."""
+    rows = [list(features(found, sure).values()) for found, sure in zip(dialogues, confidence_N, strict=True)]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(FEATURES))
+
+
+def named(weights_F: ArrayLike) -> dict[str, float]:
+    """Return feature → weight, for files and people. Raises `LeverlabError` unless there is one weight a feature."""
+    values = np.asarray(weights_F, dtype=np.float64)
+    if values.shape != (len(FEATURES),):
+        raise LeverlabError(f"a scorer has one weight for each of its {len(FEATURES)} features, not {values.shape}")
+    return dict(zip(FEATURES, values.tolist(), strict=True))
+
+
+def as_vector(weights: Mapping[str, float]) -> Array:
+    """Return `weights_F` of feature → weight. Raises `LeverlabError` unless it names just the features."""
+    if set(weights) != set(FEATURES):
+        raise LeverlabError(f"a scorer has a weight for each of {', '.join(FEATURES)}, not for {', '.join(weights)}")
+    return np.array([weights[name] for name in FEATURES], dtype=np.float64)
+
+
+def score(found: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Return the weighted sum of the features of one dialogue. Raises `LeverlabError` unless both name the features."""
+    return float(scores(as_vector(found)[None], as_vector(weights))[0])
+
+
+def scores(features_NF: ArrayLike, weights_F: ArrayLike) -> Array:
+    """Return the weighted sum of the features of each dialogue, shape (N,)."""
+    # A plain sum, not a BLAS product: the same bytes on every machine, and equal rows stay equal.
+    weighted: Array = (np.asarray(features_NF, dtype=np.float64) * np.asarray(weights_F, dtype=np.float64)).sum(-1)
+    return weighted
+
+
+def calibrate(features_NF: ArrayLike, success_N: ArrayLike, prior_F: ArrayLike, strength: float) -> Array:
+    """Return the weights that fit verified success, not below zero and held towards the prior:
+
+        w = argmin_{w >= 0} |X w - y|² + s |w - w0|²,
+
+    with X the features, y the success (0 or 1), w0 the prior and s the strength: as if s dialogues with each feature
+    alone had been worth its prior weight. It is solved as non-negative least squares on the stacked system
+    [X; sqrt(s) I] w = [y; sqrt(s) w0] (Lawson and Hanson 1974, chapter 23; ridge: Hoerl and Kennard 1970).
+
+    Raises `LeverlabError` for no dialogue, unequal numbers, features that are not finite, success other than 0 and 1, a
+    prior below zero, or a strength that is not above zero.
+    """
+    X, y, w0 = _checked(features_NF, success_N, prior_F, strength)
+    root = np.sqrt(strength)
+    found: Array = nnls(np.vstack([X, root * np.eye(len(w0))]), np.concatenate([y, root * w0]))[0]
+    return found
+
+
+def ensemble(
+    features_NF: ArrayLike, success_N: ArrayLike, prior_F: ArrayLike, strength: float, members: int, seed: int
+) -> Array:
+    """Return `weights_MF`: one calibration for each of `members` bootstrap resamples of the dialogues.
+
+    Raises `LeverlabError` as `calibrate`, and for fewer than two members.
+    """
+    X, y, w0 = _checked(features_NF, success_N, prior_F, strength)
+    if members < 2:
+        raise LeverlabError(f"an ensemble of {members} has no spread; give it two members or more")
+    drawn_MN = np.random.default_rng(seed).integers(len(y), size=(members, len(y)))
+    return np.stack([calibrate(X[drawn_N], y[drawn_N], w0, strength) for drawn_N in drawn_MN])
+
+
+def spread(features_NF: ArrayLike, weights_MF: ArrayLike) -> Array:
+    """Return the standard deviation of the members' scores of each dialogue (of the population), shape (N,)."""
+    found: Array = scores(np.asarray(features_NF)[:, None], weights_MF).std(axis=1)
+    return found
+
+
+def _checked(
+    features_NF: ArrayLike, success_N: ArrayLike, prior_F: ArrayLike, strength: float
+) -> tuple[Array, Array, Array]:
+    X, y, w0 = (np.asarray(value, dtype=np.float64) for value in (features_NF, success_N, prior_F))
+    if X.ndim != 2 or not len(X) or y.shape != X.shape[:1] or w0.shape != X.shape[1:]:
+        raise LeverlabError(
+            f"a calibration needs dialogues x features, a success each and a prior weight each; got shapes {X.shape}, "
+            f"{y.shape} and {w0.shape}"
+        )
+    if not np.isfinite(X).all() or not np.isin(y, (0, 1)).all():
+        raise LeverlabError("a calibration needs features that are finite and success that is 0 or 1; mend the records")
+    if not (np.isfinite(w0) & (w0 >= 0)).all() or not (np.isfinite(strength) and strength > 0):
+        raise LeverlabError(
+            f"a calibration needs prior weights of at least 0 and a strength above 0; got {w0.tolist()} and {strength}"
+        )
+    return X, y, w0

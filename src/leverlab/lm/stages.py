@@ -1,0 +1,77 @@
+"""What the stages of language-model recipes share: the parts of a policy from params, files by id, rows as files."""
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+
+from leverlab.config.dialogue_training import UpdateParams
+from leverlab.config.dialogues import DialogueParams
+from leverlab.errors import LeverlabError
+from leverlab.files import write_text
+from leverlab.lm.questions import Question, read_questions
+from leverlab.lm.records import DialogueRecord
+from leverlab.lm.rollouts import Limits
+from leverlab.lm.trainers import Settings
+from leverlab.stage import Stage, run_stage
+
+RecordT = TypeVar("RecordT", bound=DialogueRecord)
+
+
+def limits_of(params: DialogueParams) -> Limits:
+    """Return how long dialogues may become."""
+    return Limits(params.turns, params.tokens)
+
+
+def settings_of(params: UpdateParams, key: str, seed: int) -> Settings:
+    """Return the settings of a trainer from the section `key`."""
+    return Settings(**params.model_dump(include=set(Settings.__dataclass_fields__)), seed=seed, key=key)
+
+
+def questions_by_id(path: Path) -> dict[str, Question]:
+    """Return the questions of a file by their ids, in its order."""
+    return {question.id: question for question in read_questions(path)}
+
+
+def question_of(questions: Mapping[str, Question], name: str, where: Path) -> Question:
+    """Return the question `name`. Raises `LeverlabError` when there is none."""
+    if name not in questions:
+        raise LeverlabError(f"{where} speaks of the question '{name}', which is in no split; run dvc repro")
+    return questions[name]
+
+
+def seeds_of(value: object) -> list[int]:
+    """Return the seeds of params. Raises `LeverlabError` unless they are a list of whole numbers."""
+    if not isinstance(value, list) or not value or not all(type(seed) is int for seed in value):
+        raise LeverlabError(f"params.yaml: 'seeds' must be a list of whole numbers, not {value!r}")
+    return value
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows as CSV, numbers with six digits."""
+    write_text(path, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+
+
+def say_every(stage: Stage, every: int) -> Callable[[Mapping[str, float]], None]:
+    """Return a listener that tells the loss of every so manieth step."""
+
+    def listen(row: Mapping[str, float]) -> None:
+        if int(row["step"]) % every == 0:
+            stage.say(f"step {int(row['step'])}: loss {row['loss']:.4f}")
+
+    return listen
+
+
+def run_seed(stage: str, body: Callable[[Stage, int], None], home: str) -> None:
+    """Run a stage of a matrix over seeds, whose seed is the last word of the command line."""
+    seed = sys.argv[-1]
+    if not seed.isdecimal():
+        raise SystemExit(f"leverlab: stage {stage}: give its seed, a whole number; run it with dvc repro {stage}")
+    run_stage(stage, lambda run: body(run, int(seed)), {"seed": seed}, home)
+
+
+def only(records: Iterable[RecordT], **values: object) -> list[RecordT]:
+    """Return the records whose fields have these values."""
+    return [record for record in records if all(getattr(record, name) == value for name, value in values.items())]

@@ -1,0 +1,1 @@
+"""The stages of `recipes/clarify`: thin entry points, one a stage."""

@@ -1,0 +1,54 @@
+"""grpo: group-relative policy optimisation on whole dialogues, from RCE's policy, with the verified reward."""
+
+from leverlab.config.clarify_grpo import DialogueGrpoParams
+from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
+from leverlab.lm.adapters import load_base, load_policy
+from leverlab.lm.grpo import Run, train_grpo
+from leverlab.lm.loop import adapter_file
+from leverlab.lm.questions import read_questions
+from leverlab.lm.rewards import verified
+from leverlab.lm.runs import publish_grpo
+from leverlab.lm.stages import limits_of, run_seed
+from leverlab.lm.validation import Validator
+from leverlab.stage import Stage
+
+
+def body(stage: Stage, seed: int) -> None:
+    """Train one seed; write the adapter of every evaluation, the rows, and every dialogue with its reward terms."""
+    source, params = stage.section("base", BaseModelParams), stage.section("grpo", DialogueGrpoParams)
+    limits, reward = (
+        limits_of(stage.section("dialogues", DialogueParams)),
+        stage.section("reward", DialogueRewardParams),
+    )
+    data = stage.dep("recipes/clarify/data/questions")
+    for init in {params.init, params.reference}:
+        stage.dep(f"recipes/clarify/models/{init}/{seed}")
+    base = load_base(source.source, source.dtype)
+    models = stage.dep(f"recipes/clarify/models/{params.init}/{seed}").parents[1]
+    policy = load_policy(base, models / params.init / str(seed) / "adapter", trainable=True)
+    validator = Validator(
+        base.chat,
+        read_questions(data / "val.jsonl")[: params.evaluate_on],
+        limits,
+        reward.alpha.at(1.0),
+        reward.high,
+        seed,
+    )
+    run = Run(
+        name="grpo",
+        seed=seed,
+        questions=read_questions(data / "train.jsonl"),
+        params=params,
+        limits=limits,
+        alpha=reward.alpha,
+        reward=verified,
+        evaluate=validator,
+        folder=stage.state_dir,
+        say=stage.say,
+    )
+    memory = train_grpo(policy, base, adapter_file(models / params.reference / str(seed) / "adapter"), run)
+    publish_grpo(memory, stage.state_dir, stage.out(f"recipes/clarify/models/grpo/{seed}"))
+
+
+if __name__ == "__main__":
+    run_seed("grpo", body, "recipes/clarify")
