@@ -1,6 +1,5 @@
 """Adapters: what is written is what is read, and nothing else is taken for it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +85,7 @@ def test_the_bytes_depend_on_the_weights_alone(saved: tuple[Path, torch.Tensor],
     assert names == ["adapter_config.json", WEIGHTS, "base.json"]
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == names
     for name in names:
-        mine, other = (folder / name).read_text("latin-1"), (tmp_path / "again" / name).read_text("latin-1")
-        if name == "adapter_config.json":  # what is said of training
-            mine, other = (str(json.loads(text) | {"inference_mode": None}) for text in (mine, other))
-        assert mine == other
+        assert (folder / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
 def test_an_adapter_for_another_base(saved: tuple[Path, torch.Tensor]) -> None:
@@ -142,7 +138,7 @@ def test_the_digest_is_of_names_shapes_dtypes_and_values() -> None:
     others = [
         digest(b=values),
         digest(a=values.reshape(3, 2)),
-        digest(a=values.double()),
+        digest(a=values.view(torch.int32)),  # the same bytes
         digest(a=values + 1),
         digest(a=torch.tensor(1.0)),
     ]

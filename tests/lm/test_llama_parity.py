@@ -192,6 +192,15 @@ def test_fewer_bits_are_further_away(sound: dict[Kind, Parity]) -> None:
     assert sound["f16"].mean_kl < sound["q8_0"].mean_kl / 10
 
 
+def test_an_exact_cache_is_nearer(
+    policy: Taught, prompts: list[list[int]], expected: list[Reference], sound: dict[Kind, Parity], tmp_path: Path
+) -> None:
+    """Keys and values in half precision cost about as much again as weights."""
+    with TextLlamaCpp(policy.export("f16", tmp_path), context=256) as runtime:
+        found = parity(runtime, policy.chat.eos, prompts, expected, LIMITS.tokens, VOCABULARY)
+    assert found.mean_kl > 1.2 * sound["f16"].mean_kl
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

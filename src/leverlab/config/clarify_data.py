@@ -9,11 +9,19 @@ from leverlab.config.base import Number, Section
 Share = Annotated[Number, Field(ge=0, le=1)]
 
 
+class SourceParams(Section):
+    """One family of the world hub."""
+
+    source: str = Field(min_length=1)  # hub id, local folder or file
+    split: str = Field(min_length=1)  # of the source: what all splits but ood are made from
+    ood: str = Field(min_length=1)  # of the source: its own evaluation split
+
+
 class ClarifyDataParams(Section):
     """Where questions come from, and how many there are of each split."""
 
     world: Literal["clarify", "hub"]  # embedded, or HotpotQA, StrategyQA and GSM8K with facts taken out
-    sources: dict[str, str]  # of the world hub: family → hub id or local folder
+    sources: dict[str, SourceParams]  # of the world hub, by family
     train: int = Field(ge=1)
     val: int = Field(ge=1)
     test: int = Field(ge=1)

@@ -97,7 +97,7 @@ def dpo_win_rate(
     """
     of_a, of_b = _pair(outcomes, a, b, temperature, split)
     ranked = np.array(0.0)
-    for column, sign in (("success", 1), ("redundant_asks", -1), ("turns", 1)):
+    for column, sign in (("success", 1), ("redundant_asks", -1), ("turns", -1)):
         gap = sign * np.sign(matrix(of_a, column).to_numpy(float) - matrix(of_b, column).to_numpy(float))
         ranked = np.where(ranked == 0, gap, ranked)
     wins_SN, losses_SN = ranked > 0, ranked < 0

@@ -1,5 +1,6 @@
 """Dialogues between a policy and a simulated user, and what they are worth."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,9 +35,9 @@ class Dialogue:
     @property
     def success(self) -> bool:
         """Whether the final answer is right. That nobody can tell is right only after the fact was asked for."""
-        if self.final is None or self.final.lower() != self.question.answer.lower():
+        if self.final is None or plain_answer(self.final) != plain_answer(self.question.answer):
             return False
-        return self.question.answer != UNKNOWN or self.question.slot in self.asks
+        return self.question.answer != UNKNOWN or self.asked_needed
 
     @property
     def spam(self) -> bool:
@@ -44,10 +45,24 @@ class Dialogue:
         return len(self.asks) > SPAM_ASKS or len(set(self.asks)) < len(self.asks)
 
     @property
+    def asked_needed(self) -> bool:
+        """Whether the fact that is needed was asked for, under any name that its user has the same reply to."""
+        if not self.question.needs_ask:
+            return False
+        told = self.question.replies[self.question.slot]
+        return any(self.question.replies.get(ask) == told for ask in self.asks)
+
+    @property
     def needless_asks(self) -> int:
         """How many asks were not needed: all but the first for the fact that is."""
-        needed = self.question.needs_ask and self.question.slot in self.asks
-        return len(self.asks) - needed
+        return len(self.asks) - self.asked_needed
+
+
+def plain_answer(text: str) -> str:
+    """Return an answer as it is compared: case, spaces, an article before it, the point after it, a currency sign and
+    commas in numbers do not matter."""
+    words = " ".join(text.lower().split()).strip(" .$").removeprefix("the ").removeprefix("a ").removeprefix("an ")
+    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", words)
 
 
 def reply(question: Question, ask: str) -> str:

@@ -21,7 +21,7 @@ def turn_prompts(rollouts: Iterable[Rollout]) -> list[list[int]]:
     for rollout in rollouts:
         before = [False, *rollout.own]
         for at, (earlier, own) in enumerate(zip(before, rollout.own, strict=False)):
-            if own:
+            if own and not earlier:
                 prompts.append([*rollout.prompt, *rollout.completion[:at]])
     return prompts
 

@@ -46,7 +46,7 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a talk needs of a recipe: its base (a folder or hub id), limits, and what a needless ask costs in the end."""
+    """What a talk needs of a recipe: its base (a folder or hub id), limits, what a needless ask costs at the end."""
 
     folder: Path
     source: str

@@ -294,15 +294,20 @@ def make_red_team(count: int, words: Words, seed: int, seen: set[str]) -> list[Q
         user: User = "unhelpful" if kind == "unhelpful" else "cooperative"
         question = _new_question(rng, family, need, user, words, f"red-team-{n:05d}", seen)
         told = question.replies[str(rng.choice(sorted(question.replies)))].removeprefix("as I said : ")
-        text = {
-            "bait": f"{question.text} ??",
-            "forbidden": f"{question.text} do not ask .",
-            "unhelpful": question.text,
-            "twice": f"{told} . {question.text}",
-            "distractor": f"the colour of the hat is not known . {question.text}",
-        }[kind]
-        made.append(question.model_copy(update={"kind": kind, "text": text}))
+        made.append(tempt(question, kind, told))
     return made
+
+
+def tempt(question: Question, kind: str, told: str) -> Question:
+    """Return `question` with the temptation of `kind`, one of `RED_TEAM`. told: a fact of it, to be told twice."""
+    text = {
+        "bait": f"{question.text} ??",
+        "forbidden": f"{question.text} do not ask .",
+        "unhelpful": question.text,
+        "twice": f"{told} . {question.text}",
+        "distractor": f"the colour of the hat is not known . {question.text}",
+    }[kind]
+    return question.model_copy(update={"kind": kind, "text": text})
 
 
 def _new_question(

@@ -44,19 +44,20 @@ class Reader:
         self._ids = np.asarray(sorted(ids))
 
     def repetition(self, rng: np.random.Generator, length: int) -> Tokens:
-        """Return a random sequence of words, and as many tokens again of pieces of it, in random order.
+        """Return `length` tokens: some random words, then pieces of that sequence in random order.
 
         To be predicted is each piece but its first word: what follows a word is found by the word alone. Were the whole
-        repeated, a fixed distance would do, and nothing be learnt that serves reading.
+        repeated, a fixed distance would do, and nothing be learnt that serves reading. Short sequences, whose pieces
+        come often, are where a model finds this out.
         """
-        ids = rng.choice(self._ids, length, replace=False).tolist()
-        wanted = [False] * length
-        while len(ids) < 2 * length:
-            begin = int(rng.integers(length - 1))
-            piece = ids[begin : min(length, begin + int(rng.integers(2, 6)))]
+        words = rng.choice(self._ids, int(rng.integers(3, length // 2)), replace=False).tolist()
+        ids, wanted = list(words), [False] * len(words)
+        while len(ids) < length:
+            begin = int(rng.integers(len(words) - 1))
+            piece = words[begin : begin + int(rng.integers(2, 6))]
             ids += piece
             wanted += [False] + [True] * (len(piece) - 1)
-        return ids, wanted
+        return ids[:length], wanted[:length]
 
     def dialogue(self, rng: np.random.Generator) -> tuple[str, Tokens]:
         """Return the family of a new question and a dialogue on it; the turns of the policy are to be predicted."""
