@@ -90,6 +90,16 @@ def test_verdicts_follow_the_corrected_p_values() -> None:
     assert found["turns"].tolist() == [NO_DIFFERENCE] * 3
 
 
+def test_a_verdict_that_the_correction_takes_back() -> None:
+    """One seed, 6 of 20 questions differ in each half: p = 2 / 2^6 = .03125, and 12 of 40 in all: 2 / 2^12. Holm over
+    four rows: the smallest x 4, the next two x 3 = .09375."""
+    found = comparisons(many(0.3).query("seed == 0"), PAIR, resamples=500).set_index("measure")
+    assert found["p_value"].tolist() == pytest.approx([2**-5, 2**-5, 2**-11, 1.0])
+    assert found["p_holm"].tolist() == pytest.approx([3 * 2**-5, 3 * 2**-5, 4 * 2**-11, 1.0])
+    assert found.loc["need_success", "ci_low"] > 0
+    assert found["verdict"].tolist() == [NO_DIFFERENCE, NO_DIFFERENCE, "A above B", NO_DIFFERENCE]
+
+
 @pytest.mark.parametrize(
     ("pairs", "rows", "match"),
     [

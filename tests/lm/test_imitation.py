@@ -154,6 +154,16 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     assert saved <= {"checkpoint-1", "checkpoint-2", "checkpoint-3"}
 
 
+def test_a_base_that_is_broken_ends_the_run_before_anything_is_saved(tmp_path: Path) -> None:
+    one = base()
+    policy = new_adapter(one, 4, 8, 1)
+    with torch.no_grad():
+        one.model.model.embed_tokens.weight[ASKED[0][0], 0] = math.nan
+    with pytest.raises(LeverlabError, match="the loss is nan at step 1; "):
+        train_sft(policy, one, EXAMPLES, replace(SETTINGS, save_every=1), tmp_path, quiet)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
 def test_a_number_of_steps_takes_the_place_of_epochs(tmp_path: Path) -> None:
     """7 examples in batches of 3 are 3 updates an epoch."""
     assert replace(SETTINGS, epochs=4).updates(7) == 12

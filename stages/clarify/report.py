@@ -1,0 +1,113 @@
+"""report: gates, figures, tables, the acceptance report, and one self-contained page."""
+
+import json
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+from leverlab.config.clarify_grpo import DialogueGrpoParams
+from leverlab.config.report import ReportParams
+from leverlab.evaluation.gates import Gate, evaluate_gates
+from leverlab.files import write_bytes, write_text
+from leverlab.lm.acceptance import rc1_final_report
+from leverlab.lm.questions import read_questions
+from leverlab.lm.records import DialogueRecord, read_records
+from leverlab.lm.stages import seeds_of
+from leverlab.lm.summary import plain
+from leverlab.report import clarify_figures, figures, tables
+from leverlab.report import clarify_inputs as inputs
+from leverlab.report.clarify import Report, render_page, report_tables
+from leverlab.report.clarify_dialogues import changes
+from leverlab.report.clarify_export import read_export
+from leverlab.report.clarify_gates import gate_metrics
+from leverlab.report.clarify_headline import headline
+from leverlab.report.page import Lineage, Picture
+from leverlab.stage import Stage, run_stage
+
+HOME = "recipes/clarify"
+SPLITS = ("test", "ood", "red_team")
+SHOWN = 6  # dialogues that improved, and as many that got worse
+PACKAGES = ("pandas", "statsmodels", "matplotlib")  # beside those that every stage records
+
+
+def body(stage: Stage) -> None:
+    """Write the report from the files of all other stages; a red gate is told and fails nothing."""
+    report = read_report(stage)
+    stage.dep("src/leverlab/report/clarify_page.html.jinja")  # code that no import shows
+    pictures, frames = write_pictures(stage, report), report_tables(report)
+    for name, frame in frames.items():
+        left = tuple(str(column) for column in frame.columns if column in ("verdict", "test", "reason", "meaning"))
+        tables.write_markdown(stage.out(f"{HOME}/reports/tables") / f"{name}.md", frame, left)
+    gates = tables.gates_text(report.gates)
+    tables.write_markdown(stage.out(f"{HOME}/reports/tables") / "gates.md", gates, ("metric", "result"))
+    write_text(stage.out(f"{HOME}/reports/report.html"), render_page(report, frames, pictures))
+    write_text(stage.out(f"{HOME}/reports/gates.json"), _json([plain(asdict(gate)) for gate in report.gates]))
+    accepted = rc1_final_report(report.measured, report.gates, report.comparisons, report.wins)
+    write_text(stage.out(f"{HOME}/reports/rc1_final_report.json"), _json(accepted))
+    for gate in report.gates:
+        stage.say(f"gate {gate.name}: {'pass' if gate.passed else 'FAIL'} ({gate.metric} = {gate.value:.4g})")
+    stage.say(report.headline.sentence)
+    stage.say(report.headline.credit)
+
+
+def read_report(stage: Stage) -> Report:
+    """Return all that the page shows, from the declared inputs."""
+    params, grpo = stage.section("report", ReportParams), stage.section("grpo", DialogueGrpoParams)
+    seeds, models = seeds_of(stage.value("seeds")), Path(HOME) / "models"
+    for folder in ("sft", "rce", "grpo", "dpo", "best"):
+        stage.dep(f"{HOME}/models/{folder}")
+    questions = {split: read_questions(stage.dep(f"{HOME}/data/questions") / f"{split}.jsonl") for split in SPLITS}
+    answers = read_records(stage.dep(f"{HOME}/data/answers") / "answers.jsonl", DialogueRecord)
+    of_answers = stage.dep(f"{HOME}/reports/answers")
+    splits = inputs.read_figures(of_answers / "splits.csv", inputs.SPLIT_COLUMNS)
+    compared = inputs.read_figures(of_answers / "comparisons.csv", inputs.COMPARISON_COLUMNS)
+    measured = inputs.read_metrics(stage.dep(f"{HOME}/reports/metrics.json"))
+    probe = inputs.read_hack_probe(stage.dep(f"{HOME}/reports/hack_probe.json"))
+    shadow, runs = inputs.read_shadow(stage.dep(f"{HOME}/reports/shadow.json")), inputs.read_runs(models, seeds)
+    export = read_export(stage.dep(f"{HOME}/reports/gguf.json"), stage.dep(f"{HOME}/reports/benchmark.json"))
+    merged = gate_metrics(measured, probe, shadow, runs, grpo.guard.window, export)
+    return Report(
+        headline=headline(splits, compared),
+        splits=splits,
+        families=inputs.read_figures(of_answers / "families.csv", (*inputs.SPLIT_COLUMNS, "family")),
+        comparisons=compared,
+        wins=inputs.read_win_rate(of_answers / "win_rate.json"),
+        measured=measured,
+        questions=questions,
+        changes=changes(answers, {question.id: question for question in questions["test"]}, SHOWN),
+        runs=runs,
+        probe=probe,
+        shadow=shadow,
+        scorers=inputs.read_scorers(stage.dep(f"{HOME}/models/scorers")),
+        export=export,
+        health={seed: inputs.read_health(stage.dep(f"{HOME}/reports/health/{seed}.json")) for seed in seeds},
+        gates=evaluate_gates(params.gates, merged),
+        data_card=stage.dep(f"{HOME}/reports/data_card.md").read_text(encoding="utf-8"),
+        lineage=Lineage(
+            params=stage.declared_params(),
+            inputs=stage.inputs,
+            versions={**stage.versions, **{package: metadata.version(package) for package in PACKAGES}},
+        ),
+    )
+
+
+def write_pictures(stage: Stage, report: Report) -> dict[str, Picture]:
+    """Write the figures and return them for the page."""
+    folder, pictures = stage.out(f"{HOME}/reports/figures"), {}
+    for name, (wide, narrow) in {
+        "policies": [clarify_figures.policies_figure(report.splits, narrow) for narrow in (False, True)],
+        "curves": [clarify_figures.curves_figure(report.runs, narrow) for narrow in (False, True)],
+        "losses": [clarify_figures.losses_figure(report.runs, narrow) for narrow in (False, True)],
+    }.items():
+        pictures[name] = Picture(figures.svg(wide), figures.svg(narrow))
+        write_text(folder / f"{name}.svg", pictures[name].wide)
+        write_bytes(folder / f"{name}.png", figures.png(wide))
+    return pictures
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    run_stage("report", body, home=HOME)
