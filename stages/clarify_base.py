@@ -55,6 +55,8 @@ def body(stage: Stage) -> None:
         chat.pad,
         steps=params.steps,
         learning_rate=params.lr,
+        echo_weight=params.echo_weight,
+        echo_steps=params.warmup,
         seed=params.seed,
         save_every=params.save_every,
         state_file=stage.state_dir / "resume.pt",
@@ -74,8 +76,8 @@ def body(stage: Stage) -> None:
     family, worst = min(shares.items(), key=lambda item: item[1])
     if worst < params.min_reading:
         raise LeverlabError(
-            f"the base reads {worst:.3f} of the dialogues of '{family}' without a slip, below clarify_base.min_reading = "
-            f"{params.min_reading}; train longer (clarify_base.steps) or with another seed"
+            f"the base reads {worst:.3f} of the dialogues of '{family}' without a slip, below "
+            f"clarify_base.min_reading = {params.min_reading}; train longer (clarify_base.steps) or with another seed"
         )
 
 

@@ -1,4 +1,4 @@
-"""hack-probe: the same trainer on a proxy reward that is bad on purpose: do the alarms tell it from the verified arm?"""
+"""hack-probe: the same trainer on a proxy reward that is bad on purpose: do the alarms tell both arms apart?"""
 
 import json
 from pathlib import Path

@@ -14,7 +14,7 @@ from leverlab.files import write_text
 from leverlab.lm import acceptance, summary
 from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.questions import Question, read_questions
-from leverlab.lm.records import DialogueRecord, record_of, read_records, write_records
+from leverlab.lm.records import DialogueRecord, read_records, record_of, write_records
 from leverlab.lm.rollouts import Limits, roll_out
 from leverlab.lm.stages import limits_of, seeds_of, write_rows
 from leverlab.lm.validation import figures

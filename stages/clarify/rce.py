@@ -1,13 +1,12 @@
 """rce: imitate the sampled dialogues of each group by their reward."""
 
-from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
 from leverlab.config.dialogue_training import DialogueRceParams
+from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
 from leverlab.lm.adapters import load_base, load_policy, save_adapter
 from leverlab.lm.imitation import train_rce, weigh
 from leverlab.lm.questions import read_questions
 from leverlab.lm.records import RewardRecord, read_records
-from leverlab.lm.stages import limits_of, question_of, questions_by_id, run_seed, say_every, settings_of, write_rows
-from leverlab.lm.tokens import dialogue_tokens
+from leverlab.lm.stages import limits_of, questions_by_id, run_seed, say_every, settings_of, tokens_of, write_rows
 from leverlab.lm.validation import Validator
 from leverlab.stage import Stage
 
@@ -26,10 +25,7 @@ def body(stage: Stage, seed: int) -> None:
     policy = load_policy(base, stage.dep(f"recipes/clarify/models/sft/{seed}") / "adapter", trainable=True)
     found = weigh([record.question for record in records], [record.total for record in records], params.tau)
     stage.say(f"{found.flat} of {found.groups} groups have no spread and are left out")
-    examples = [
-        dialogue_tokens(base.chat, question_of(questions, one.question, path).text, one.turns, one.replies)
-        for one in (records[row] for row in found.rows)
-    ]
+    examples = [tokens_of(base.chat, records[row], questions, path) for row in found.rows]
     settings = settings_of(params, "rce", seed)
     rows = train_rce(policy, base, examples, found.weights, settings, stage.state_dir, say_every(stage, 4))
     out = stage.out(f"recipes/clarify/models/rce/{seed}")

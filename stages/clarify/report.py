@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leverlab.config.clarify_grpo import DialogueGrpoParams
 from leverlab.config.report import ReportParams
-from leverlab.evaluation.gates import Gate, evaluate_gates
+from leverlab.evaluation.gates import evaluate_gates
 from leverlab.files import write_bytes, write_text
 from leverlab.lm.acceptance import rc1_final_report
 from leverlab.lm.questions import read_questions

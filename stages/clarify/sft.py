@@ -1,7 +1,7 @@
 """sft: teach a fresh adapter the teacher's dialogues."""
 
-from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams, LoraParams
 from leverlab.config.dialogue_training import DialogueSftParams
+from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams, LoraParams
 from leverlab.lm.adapters import load_base, new_adapter, save_adapter
 from leverlab.lm.imitation import train_sft
 from leverlab.lm.questions import read_questions

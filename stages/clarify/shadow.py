@@ -71,9 +71,7 @@ def body(stage: Stage) -> None:
     )
 
 
-def table(
-    records: list[DialogueRecord], known: dict[str, Question], opened: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def table(records: list[DialogueRecord], known: dict[str, Question], opened: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return features and verified success of transcripts."""
     dialogues = [record.dialogue(known[record.question], opened) for record in records]
     features_NF = scorers.table(dialogues, [record.confidence for record in records])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from leverlab.lm.dialogues import NOT_UNDERSTOOD, reply, terms, verified_reward
+from leverlab.lm.dialogues import NOT_UNDERSTOOD, plain_answer, reply, terms, verified_reward
 from leverlab.lm.questions import UNKNOWN
 from tests.lm.scripted import TOLD, ask, dialogue, final, question
 
@@ -88,3 +88,24 @@ def test_turns_that_do_not_parse() -> None:
 def test_who_does_not_answer_gets_a_fifth_at_most(turns: list[str]) -> None:
     assert worth(turns) <= 0.2 + 1e-9
     assert worth(turns, **TOLD) <= 0.2 + 1e-9
+
+
+def test_a_fact_may_be_asked_for_under_another_name() -> None:
+    """Names with the same reply are one fact: asking under either is needed, asking under both is once too often."""
+    names = {"replies": {"home": "Bo Oslo", "the home": "Bo Oslo", "friend": "as I said : Ana Lima Bo"}}
+    found = dialogue(question(**names), [ask("the home"), final("Oslo")])
+    assert (found.asked_needed, found.needless_asks) == (True, 0)
+    assert dialogue(question(**names), [ask("home"), ask("the home"), final("Oslo")]).needless_asks == 1
+    assert not dialogue(question(**names), [ask("friend"), final("Oslo")]).asked_needed
+    unhelpful = {"answer": UNKNOWN, "replies": dict.fromkeys(("home", "the home"), "I do not know .")}
+    assert dialogue(question(**unhelpful), [ask("the home"), final(UNKNOWN)]).success
+
+
+@pytest.mark.parametrize(
+    ("said", "same"),
+    [("the Oslo", True), (" OSLO .", True), ("Oslo city", False), ("os lo", False)],
+)
+def test_how_answers_are_compared(said: str, same: bool) -> None:
+    assert dialogue(question(**TOLD), [final(said)]).success == same
+    assert (plain_answer("$1,234.50") == plain_answer("1234.50")) is True
+    assert plain_answer("1,23") != plain_answer("123")

@@ -168,6 +168,7 @@ def test_numbers() -> None:
 
 
 def test_too_few_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clarify, "_DRAWS", 1)
+    one = clarify.make_split("x", 1, Words.usual(), 0, set())[0]
+    monkeypatch.setattr(clarify, "draw_question", lambda *_: one)
     with pytest.raises(LeverlabError, match="lower the number of questions"):
         clarify.make_split("x", 100, Words.usual(), 0, set())

@@ -12,8 +12,9 @@ class ClarifyBaseParams(Section):
     warmup: int = Field(ge=0)  # first steps, in which it repeats sequences and does nothing else
     rows: int = Field(ge=2)  # sequences of one step
     repetitions: int = Field(ge=0)  # of those, sequences to repeat, once the warm-up is over
-    length: int = Field(ge=2, le=200)  # words of a sequence that is repeated
+    length: int = Field(ge=2, le=200)  # tokens of a sequence and the pieces of it that come again
     lr: float = Field(gt=0, le=1)  # peak of AdamW's
+    echo_weight: float = Field(ge=0)  # in the warm-up, loss weight of the readers of earlier tokens
     seed: int = Field(ge=0)
     save_every: int = Field(ge=1)  # steps between two resume points
     test_dialogues: int = Field(ge=1)  # of the reading test

@@ -47,7 +47,7 @@ class DialogueGrpoParams(Section):
     def _grid_fits(self) -> "DialogueGrpoParams":
         if self.evaluate_every % self.updates:
             raise ValueError(
-                f"evaluate_every = {self.evaluate_every} must be a multiple of updates = {self.updates}: a checkpoint in "
-                "the middle of a batch of dialogues could not be resumed exactly"
+                f"evaluate_every = {self.evaluate_every} must be a multiple of updates = {self.updates}: a "
+                "checkpoint in the middle of a batch of dialogues could not be resumed exactly"
             )
         return self

@@ -34,7 +34,6 @@ from leverlab.rl.advantages import group_advantages
 from leverlab.rl.kl import adapt_beta
 from leverlab.rl.sampling import epoch_order, practice_weights, prioritised_batches
 
-
 Evaluate = Callable[[PeftModel], Row]  # figures of a policy on validation questions
 
 
@@ -42,7 +41,8 @@ Evaluate = Callable[[PeftModel], Row]  # figures of a policy on validation quest
 class Run:
     """One run of GRPO: everything but the models.
 
-    name: of the policy, in its records. alpha: cost of a needless ask over the training. folder: where checkpoints, records and adapters of evaluations go.
+    name: of the policy, in its records. alpha: cost of a needless ask over the training. folder: where checkpoints,
+    records and adapters of evaluations go.
     """
 
     name: str
@@ -79,7 +79,7 @@ def train_grpo(policy: PeftModel, base: Base, reference: Mapping[str, torch.Tens
     return memory
 
 
-class DialogueTrainer(GRPOTrainer):  # type: ignore[misc]
+class DialogueTrainer(GRPOTrainer):
     """`GRPOTrainer` whose completions are dialogues."""
 
     def __init__(
@@ -97,6 +97,11 @@ class DialogueTrainer(GRPOTrainer):  # type: ignore[misc]
         self._steps_row: Row = {}
         arguments = grpo_config(run, memory.beta)
         local = arguments.per_device_train_batch_size
+        if len(run.questions) < run.params.questions:
+            raise LeverlabError(
+                f"there are {len(run.questions)} questions to train on, fewer than grpo.questions = "
+                f"{run.params.questions} of one step; lower it"
+            )
         if local % run.params.group:
             raise LeverlabError(
                 f"{run.params.questions} questions of {run.params.group} dialogues cannot be shared by "
@@ -126,17 +131,17 @@ class DialogueTrainer(GRPOTrainer):  # type: ignore[misc]
         return self.run.alpha.at(min(1.0, step / self.run.params.steps)) * self.memory.alpha_factor
 
     def questions_of(self, batch: int) -> list[Question]:
-        """Return the questions of a batch of dialogues, for all processes: a function of seed and memory alone."""
+        """Return the questions of a batch of dialogues, for all processes: a function of seed and memory alone.
+
+        An epoch leaves out what does not fill a batch.
+        """
         run, params = self.run, self.run.params
-        per_epoch = -(-len(run.questions) // params.questions)
-        epoch, place = divmod(batch, per_epoch)
+        epoch, place = divmod(batch, len(run.questions) // params.questions)
         order = epoch_order(len(run.questions), run.seed, epoch)
         weights_N = practice_weights(
             [self.memory.success.get(question.id) for question in run.questions], params.priority.failure_factor
         )
         drawn = prioritised_batches(order, weights_N, params.questions, params.priority.share, run.seed, epoch)[place]
-        if len(drawn) < params.questions:  # the end of an epoch: filled from its beginning
-            drawn = np.concatenate([drawn, order[: params.questions - len(drawn)]])
         return [run.questions[n] for n in drawn]
 
     def _roll_out(self, count: int) -> dict[str, Any]:
@@ -157,7 +162,7 @@ class DialogueTrainer(GRPOTrainer):  # type: ignore[misc]
             "rollout": rollouts,
         }
 
-    def _pay(self, rollout: list[Rollout], **_: Any) -> list[float]:
+    def _pay(self, rollout: list[Rollout], **_: Any) -> list[float | None]:
         """Return the rewards of dialogues, and keep them with their terms."""
         run, step, alpha = self.run, self.state.global_step, self.alpha(self.state.global_step)
         self._scored = [run.reward(one, alpha) for one in rollout]
@@ -248,7 +253,8 @@ class LoopCallback(TrainerCallback):
             memory.alpha_factor *= run.params.guard.alpha_factor
         elif event.action == "back":
             set_adapter_weights(policy, self.good)
-            trainer.optimizer.state.clear()
+            if trainer.optimizer is not None:
+                trainer.optimizer.state.clear()
             trainer.beta = memory.beta = trainer.beta * run.params.guard.beta_factor
         elif event.sound:
             self.good = adapter_weights(policy)

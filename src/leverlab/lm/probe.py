@@ -1,4 +1,4 @@
-"""The hack probe: figures that tell a policy that games its reward, of the arm that does and of the one that must not."""
+"""The hack probe: figures that tell a policy that games its reward, of the arm that does and the one that must not."""
 
 import json
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class Probe:
 
 
 def read_ensemble(folder: Path) -> NDArray[np.float64]:
-    """Return the weights of the ensemble, shape (members, features). Raises `LeverlabError` when the file is damaged."""
+    """Return the weights of the ensemble, (members, features). Raises `LeverlabError` when the file is damaged."""
     path = folder / "scorers.json"
     try:
         members: list[Any] = json.loads(path.read_text(encoding="utf-8"))["ensemble"]

@@ -30,8 +30,8 @@ class Question(BaseModel):
     when it is needed and the user cannot tell it. replies: slot → what the user says when asked for it.
     kind: how the question was made. twin: the id of the same question with nothing left out, where there is one.
     thought, thought_told: what leads to the answer, from the text alone and once the user has told what is missing; a
-    teacher's words, which no policy is shown. guess: an answer that is possible without the missing fact, where there is
-    one: what a teacher says that makes the fact up.
+    teacher's words, which no policy is shown. guess: an answer that is possible without the missing fact, where there
+    is one: what a teacher says that makes the fact up.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -67,7 +67,7 @@ def read_questions(path: Path) -> list[Question]:
     twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may hold other line ends
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
     except UnicodeDecodeError as error:

@@ -32,7 +32,7 @@ def without_acts(chat: Chat, row: Tokens) -> Tokens:
 
 @torch.no_grad()
 def read_shares(model: Any, chat: Chat, rows: Sequence[Tokens], families: Sequence[str]) -> dict[str, float]:
-    """Return family → share of its dialogues that a model reads without a slip. Raises `LeverlabError` for no dialogue."""
+    """Return family → share of its dialogues that a model reads without a slip. Raises `LeverlabError` for none."""
     if not rows:
         raise LeverlabError("the reading test has no dialogue; raise the number of its questions")
     right: dict[str, list[bool]] = {}

@@ -17,8 +17,8 @@ def best_evaluation(rows: pd.DataFrame, by: str) -> dict[str, Any]:
     sound = rows[rows["sound"].astype(bool) & (rows["step"] > 0) & rows[by].notna()]
     if sound.empty:
         raise LeverlabError(
-            f"no evaluation of the run after step 0 kept to the guard's limits ({len(rows)} evaluations); see the column "
-            "'guard' of its evaluations.csv, and lower grpo.lr or raise grpo.beta"
+            f"no evaluation of the run after step 0 kept to the guard's limits ({len(rows)} evaluations); see the "
+            "column 'guard' of its evaluations.csv, and lower grpo.lr or raise grpo.beta"
         )
     row: dict[str, Any] = sound.sort_values([by, "step"], ascending=[False, True]).iloc[0].to_dict()
     return row | {"step": int(row["step"]), "sound": True}

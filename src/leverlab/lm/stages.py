@@ -1,9 +1,8 @@
 """What the stages of language-model recipes share: the parts of a policy from params, files by id, rows as files."""
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import pandas as pd
 
@@ -11,13 +10,13 @@ from leverlab.config.dialogue_training import UpdateParams
 from leverlab.config.dialogues import DialogueParams
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
+from leverlab.lm.chat import Chat
 from leverlab.lm.questions import Question, read_questions
 from leverlab.lm.records import DialogueRecord
 from leverlab.lm.rollouts import Limits
+from leverlab.lm.tokens import Tokens, dialogue_tokens
 from leverlab.lm.trainers import Settings
 from leverlab.stage import Stage, run_stage
-
-RecordT = TypeVar("RecordT", bound=DialogueRecord)
 
 
 def limits_of(params: DialogueParams) -> Limits:
@@ -40,6 +39,12 @@ def question_of(questions: Mapping[str, Question], name: str, where: Path) -> Qu
     if name not in questions:
         raise LeverlabError(f"{where} speaks of the question '{name}', which is in no split; run dvc repro")
     return questions[name]
+
+
+def tokens_of(chat: Chat, record: DialogueRecord, questions: Mapping[str, Question], where: Path) -> Tokens:
+    """Return the tokens of a stored dialogue, and which of them the policy said."""
+    text = question_of(questions, record.question, where).text
+    return dialogue_tokens(chat, text, record.turns, record.replies, cut=record.end == "cut")
 
 
 def seeds_of(value: object) -> list[int]:
@@ -70,8 +75,3 @@ def run_seed(stage: str, body: Callable[[Stage, int], None], home: str) -> None:
     if not seed.isdecimal():
         raise SystemExit(f"leverlab: stage {stage}: give its seed, a whole number; run it with dvc repro {stage}")
     run_stage(stage, lambda run: body(run, int(seed)), {"seed": seed}, home)
-
-
-def only(records: Iterable[RecordT], **values: object) -> list[RecordT]:
-    """Return the records whose fields have these values."""
-    return [record for record in records if all(getattr(record, name) == value for name, value in values.items())]

@@ -26,7 +26,9 @@ def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
     The template puts that space before the words of the user, `compose_turn` before those of the policy.
     """
-    tokenizer = train_tokenizer([*(f" {text}" for text in texts), "user", "assistant"], SPECIAL_TOKENS, pad=END, eos=STOP)
+    tokenizer = train_tokenizer(
+        [*(f" {text}" for text in texts), "user", "assistant"], SPECIAL_TOKENS, pad=END, eos=STOP
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
 

@@ -1,7 +1,7 @@
 """How a policy does on questions that it does not learn from: what the guard looks at, and what checkpoints are chosen
 by."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,7 @@ def figures(dialogues: Sequence[Dialogue], alpha: float, high: float) -> Row:
     formed = [all(turn.parses and turn.thought for turn in found.turns) for found in dialogues]
     paid = [proxy_reward(found).total for found in dialogues]
     hollow = [
-        form and not found.success and proxy >= high
-        for form, found, proxy in zip(formed, dialogues, paid, strict=True)
+        form and not found.success and proxy >= high for form, found, proxy in zip(formed, dialogues, paid, strict=True)
     ]
     return {
         "reward": _mean([verified_reward(terms(found), alpha) for found in dialogues]),
@@ -99,9 +98,7 @@ def _logits(policy: Any, ids_BP: torch.Tensor, own_BP: torch.Tensor) -> torch.Te
     return logits.float()
 
 
-def _padded(
-    rollouts: Sequence[Rollout], pad: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(rollouts: Sequence[Rollout], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and the mask of the policy's tokens, padded on the right, behind the causal mask."""
     rows = [(one.prompt + one.completion, [False] * len(one.prompt) + one.own) for one in rollouts]
     length = max(len(ids) for ids, _ in rows)

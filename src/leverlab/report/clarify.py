@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 
 from leverlab.evaluation.gates import Gate
-from leverlab.evaluation.statistics import NO_DIFFERENCE
-from leverlab.lm.acceptance import COMPARED, GREEDY, WinRate
+from leverlab.lm.acceptance import GREEDY, WinRate
 from leverlab.lm.questions import Question
 from leverlab.lm.shadow import ShadowResult
 from leverlab.lm.summary import ALL_SEEDS
@@ -156,13 +154,12 @@ def _paired(comparisons: pd.DataFrame, measure: str) -> list[dict[str, Any]]:
             "name": f"{POLICIES[row['policy_a']]} over {POLICIES[row['policy_b']]}",
             "texts": clarify_tables.difference_text(row),
             "verdict": words.side(row["verdict"]),
-            "better": row["verdict"] != NO_DIFFERENCE and (row["difference"] > 0) == (measure in COMPARED[::2]),
         }
         for row in _paired_rows(rows)
     ]
 
 
-def _alt(name: str, report: Report) -> Markup | str:
+def _alt(name: str, report: Report) -> str:
     """Return what a picture shows, in words."""
     if name == "policies":
         rows = clarify_tables.of_split(report.splits, "test", GREEDY).to_dict("records")

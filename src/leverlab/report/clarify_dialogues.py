@@ -47,9 +47,9 @@ def changes(
 ) -> Changes:
     """Return what changed from SFT to GRPO on `questions`, at most `count` pairs each way to show.
 
-    A pair improved when only the later dialogue is `sound`, and got worse when only the earlier one is. Greedy dialogues
-    of the same seed are compared. Shown are the first by seed and id, families in turn; the order of `records` does not
-    matter. opened: as in `parse_turn`.
+    A pair improved when only the later dialogue is `sound`, and got worse when only the earlier one is. Compared are
+    greedy dialogues of the same seed. Shown are the first by seed and id, families in turn; the order of `records` does
+    not matter. opened: as in `parse_turn`.
     """
     found: dict[tuple[int, str], dict[str, Dialogue]] = {}
     for record in records:
@@ -61,9 +61,7 @@ def changes(
     ]
     improved = [pair for pair in pairs if sound(pair.after) and not sound(pair.before)]
     worse = [pair for pair in pairs if sound(pair.before) and not sound(pair.after)]
-    return Changes(
-        len(pairs), len(improved), len(worse), _in_turn(improved)[:count], _in_turn(worse)[:count]
-    )
+    return Changes(len(pairs), len(improved), len(worse), _in_turn(improved)[:count], _in_turn(worse)[:count])
 
 
 def lines(turns: Sequence[str], replies: Sequence[str]) -> list[tuple[str, str]]:
@@ -83,4 +81,6 @@ def _in_turn(pairs: Sequence[Pair]) -> list[Pair]:
     families: dict[str, list[Pair]] = {}
     for pair in pairs:
         families.setdefault(pair.question.family, []).append(pair)
-    return [pair for row in zip_longest(*(of for _, of in sorted(families.items()))) for pair in row if pair is not None]
+    return [
+        pair for row in zip_longest(*(of for _, of in sorted(families.items()))) for pair in row if pair is not None
+    ]

@@ -87,7 +87,8 @@ def export_text(export: Export) -> pd.DataFrame:
     """Return one row for each exported kind and each engine it was compared with: parity, answers, speed."""
     names = dict.fromkeys((*export.answers, *export.parity, *export.engines))
     rows = [
-        {"type": name} | {head: _cell(getattr(export, part).get(name, {}), key, write) for head, part, key, write in COLUMNS}
+        {"type": name}
+        | {head: _cell(getattr(export, part).get(name, {}), key, write) for head, part, key, write in COLUMNS}
         for name in names
     ]
     return pd.DataFrame(rows, columns=["type", *(head for head, *_ in COLUMNS)])

@@ -18,6 +18,7 @@ from leverlab.report.figures import COLOURS, GREY, PAPER, _style
 
 POLICY_COLOURS = {name: COLOURS[name] for name in ("sft", "rce", "grpo")} | {"dpo": COLOURS["sft_control"]}
 WIDE, NARROW = 8.6, 4.1  # inches
+MEASURES = ("over_clarification", "need_success")  # across, and up
 
 
 class Panel(NamedTuple):
@@ -111,9 +112,9 @@ def _draw_policy(axes: Axes, row: dict[str, float], filled: bool) -> None:
     if not np.isfinite([x, y]).all():
         return
     ends = {name: 100 * row[name] for name in row if name.endswith(("_low", "_high"))}
-    thin = {"color": colour, "linewidth": 1.2, "alpha": 0.55}
-    axes.hlines(y, ends["over_clarification_low"], ends["over_clarification_high"], **thin)
-    axes.vlines(x, ends["need_success_low"], ends["need_success_high"], **thin)
+    left, right, low, high = (ends[f"{name}_{end}"] for name in MEASURES for end in ("low", "high"))
+    axes.hlines(y, left, right, color=colour, linewidth=1.2, alpha=0.55)
+    axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.55)
     axes.plot(x, y, "o", color=colour, markerfacecolor=colour if filled else PAPER, markersize=6, zorder=4)
     if filled:
         axes.annotate(POLICIES[policy], (x, y), (6, 6), textcoords="offset points", color=colour, fontweight="bold")

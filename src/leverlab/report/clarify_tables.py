@@ -82,7 +82,7 @@ def lifts_text(measured: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def kinds_text(measured: Mapping[str, Any], split: str, questions: Iterable[Question]) -> pd.DataFrame:
-    """Return kinds of question x policies of a split, greedy: n questions, shares of `SHORT` as far as they have any."""
+    """Return kinds of question x policies of a split, greedy: n questions, and `SHORT` as far as they have a value."""
     counts: dict[str, int] = {}
     for question in questions:
         counts[question.kind] = counts.get(question.kind, 0) + 1

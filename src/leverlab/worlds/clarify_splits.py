@@ -30,8 +30,9 @@ def embedded(params: ClarifyDataParams) -> tuple[Splits, list[str]]:
     splits["ood"] = clarify.make_split("ood", params.ood, held_out, params.seed, seen)
     splits["red_team"] = clarify.make_red_team(params.red_team, usual, params.seed, seen)
     return splits, [
-        "Generated questions about facts, of which one may be missing. Whether it must be asked for is decided by brute "
-        "force: more than one answer is possible without it. Names, cities and wordings of `ood` stand in no other split."
+        "Generated questions about facts, of which one may be missing. Whether it must be asked for is decided by "
+        "brute force: more than one answer is possible without it. Names, cities and wordings of `ood` stand in no "
+        "other split."
     ]
 
 
@@ -49,8 +50,9 @@ def from_hub(params: ClarifyDataParams) -> tuple[Splits, list[str]]:
     splits["red_team"] = _red_team(splits["red_team"], params.red_team, params.seed)
     notes = [f"Rows that made no pair of twins: {skipped}; of the split for `ood`: {skipped_ood}."]
     return splits, [
-        "HotpotQA, StrategyQA and GSM8K. The need to ask is made: one supporting paragraph, fact or number is taken out, "
-        "and the whole question stays beside it as its twin. `ood` is made from the sources' own evaluation splits.",
+        "HotpotQA, StrategyQA and GSM8K. The need to ask is made: one supporting paragraph, fact or number is taken "
+        "out, and the whole question stays beside it as its twin. `ood` is made from the sources' own "
+        "evaluation splits.",
         *notes,
     ]
 
@@ -87,7 +89,9 @@ def _red_team(questions: list[Question], count: int, seed: int) -> list[Question
         kind, family = RED_TEAM[n % len(RED_TEAM)], FAMILIES[n // len(RED_TEAM) % len(FAMILIES)]
         of_need = waiting.get((family, kind in ("forbidden", "unhelpful")), [])
         if not of_need:
-            raise LeverlabError(f"there are too few questions of '{family}' for a red team of {count}; lower data.red_team")
+            raise LeverlabError(
+                f"there are too few questions of '{family}' for a red team of {count}; lower data.red_team"
+            )
         question = of_need.pop(0 if kind == "unhelpful" else -1)
         told = question.replies[str(rng.choice(sorted(question.replies)))]
         made.append(clarify.tempt(question, kind, told))

@@ -19,9 +19,9 @@ from leverlab.lm.turns import compose_turn
 class Habits:
     """How the teacher errs.
 
-    needless: family → how often it asks in each wording when it need not. guess: family → how often it makes up the fact
-    that it should ask for, in each wording. Wordings beyond a list begin it again. wrong_slot: how often it first asks
-    for another fact than the one that is missing.
+    needless: family → how often it asks in each wording when it need not. guess: family → how often it makes up the
+    fact that it should ask for, in each wording. Wordings beyond a list begin it again. wrong_slot: how often
+    it first asks for another fact than the one that is missing.
     """
 
     needless: Mapping[str, tuple[float, ...]]
