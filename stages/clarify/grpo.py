@@ -21,11 +21,12 @@ def body(stage: Stage, seed: int) -> None:
         stage.section("reward", DialogueRewardParams),
     )
     data = stage.dep("recipes/clarify/data/questions")
-    for init in {params.init, params.reference}:
-        stage.dep(f"recipes/clarify/models/{init}/{seed}")
+    adapters = {
+        "sft": stage.dep(f"recipes/clarify/models/sft/{seed}") / "adapter",
+        "rce": stage.dep(f"recipes/clarify/models/rce/{seed}") / "adapter",
+    }
     base = load_base(source.source, source.dtype)
-    models = stage.dep(f"recipes/clarify/models/{params.init}/{seed}").parents[1]
-    policy = load_policy(base, models / params.init / str(seed) / "adapter", trainable=True)
+    policy = load_policy(base, adapters[params.init], trainable=True)
     validator = Validator(
         base.chat,
         read_questions(data / "val.jsonl")[: params.evaluate_on],
@@ -46,7 +47,7 @@ def body(stage: Stage, seed: int) -> None:
         folder=stage.state_dir,
         say=stage.say,
     )
-    memory = train_grpo(policy, base, adapter_file(models / params.reference / str(seed) / "adapter"), run)
+    memory = train_grpo(policy, base, adapter_file(adapters[params.reference]), run)
     publish_grpo(memory, stage.state_dir, stage.out(f"recipes/clarify/models/grpo/{seed}"))
 
 

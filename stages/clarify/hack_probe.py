@@ -18,7 +18,7 @@ from leverlab.lm.probe import Probe, examples, read_ensemble
 from leverlab.lm.questions import read_questions
 from leverlab.lm.rewards import proxy
 from leverlab.lm.runs import publish_grpo
-from leverlab.lm.stages import limits_of
+from leverlab.lm.stages import limits_of, seeds_of
 from leverlab.lm.summary import plain
 from leverlab.lm.validation import REFERENCE, Validator
 from leverlab.stage import Stage, run_stage
@@ -39,7 +39,7 @@ def body(stage: Stage) -> None:
         stage.dep(f"recipes/clarify/models/{folder}")
     base = load_base(source.source, source.dtype)
     questions = read_questions(data / "val.jsonl")[: grpo.evaluate_on]
-    alpha, seed = reward.alpha.at(1.0), params.seed
+    alpha, seed = reward.alpha.at(1.0), seeds_of(stage.value("seeds"))[0]
     ensemble_MF = read_ensemble(models / "scorers")
     probe = Probe(base.chat, questions, limits, ensemble_MF, alpha, reward.high, seed)
     validator = Validator(base.chat, questions, limits, alpha, reward.high, seed)

@@ -65,8 +65,8 @@ def base() -> Base:
 
 def by_tokens(rollout: Rollout, alpha: float) -> Reward:
     """A reward that has spread on the dialogues of a random model."""
-    worth = sum(token % 2 for token in rollout.completion) / 10
-    return Reward(worth - alpha, {"odd": worth, "cost": alpha}, {"odd": "odd tokens are good", "cost": "always"})
+    worth = sum(rollout.completion) % 11 / 10
+    return Reward(worth - alpha, {"luck": worth, "cost": alpha}, {"luck": "by the sum of the tokens", "cost": "always"})
 
 
 def run_of(folder: Path, reward: Any = by_tokens, evaluate: Any = lambda policy: dict(SOUND), **changes: Any) -> Run:
@@ -160,7 +160,7 @@ def test_records_hold_what_was_paid(unbroken: tuple[Run, Memory, dict[str, torch
         assert len({record.question for record in records}) == 2
         assert sum(record.total for record in records) / 4 == pytest.approx(row["reward"], abs=1e-6)
         for record in records:
-            assert record.total == pytest.approx(record.terms["odd"] - record.alpha)
+            assert record.total == pytest.approx(record.terms["luck"] - record.alpha)
             assert (record.policy, record.seed, record.step) == ("grpo", 3, row["step"] - 1)
             assert record.prompt == next(q.text for q in questions() if q.id == record.question)
 
@@ -242,12 +242,12 @@ def test_the_loss_is_ours(tmp_path: Path) -> None:
     """TRL's loss on a batch equals `grpo_loss` over the policy's own tokens, ratio 1, with our advantages."""
     with_adapter = base()
     policy = new_adapter(with_adapter, 4, 8, seed=0)
-    run = run_of(tmp_path, beta=0.3)
+    run = run_of(tmp_path, beta=0.3, temperature=3.0)
     reference = {name: weight + 0.05 for name, weight in adapter_weights(policy).items()}
     trainer = DialogueTrainer(policy, with_adapter, reference, run, Memory(0.3), {})
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    inputs = trainer._generate_and_score_completions([{"prompt": "-"}] * 4)
+    inputs = trainer._generate_and_score_completions([{"prompt": "-"} for _ in range(4)])
     own = (inputs["completion_mask"] * inputs["tool_mask"]).bool()
     ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
     mask = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], 1)

@@ -23,9 +23,11 @@ from leverlab.lm.records import DialogueRecord, write_records
 from leverlab.pipeline.gate import read_gates
 from leverlab.report.clarify_dialogues import changes
 from leverlab.report.clarify_export import gguf_metrics, read_export
+from leverlab.report.clarify_figures import curves_figure
 from leverlab.report.clarify_gates import guard_events, max_kl
 from leverlab.report.clarify_headline import headline
 from leverlab.report.clarify_inputs import POLICIES, Runs
+from leverlab.report.clarify_tables import signed
 from leverlab.stage import Stage
 from stages.clarify.report import body
 from tests.lm.scripted import TOLD, ask, dialogue, final, question
@@ -152,7 +154,7 @@ def write_measured(root: Path) -> None:
     first = {"ask_spam": 10, "format_exploit": 20, "variance_spike": None, "kl": 10}
     names = ("spearman", "overlap", "correlation_old", "correlation_new")
     blind = {"value": None, "low": None, "high": None, "reason": "the old scorer is blind"}
-    answered = {"need_success": 0.95, "over_clarification": 0.05, "success": 0.96}
+    answered = {"need_success": 0.95, "over_clarification": 0.05, "success": 0.96, "same_dialogues": 0.99}
     engine = {"file_mib": 1.5, "resident_mib": 40.0, "prompt_per_second": 800.0, "predicted_per_second": 400.0}
     for name, content in {
         "hack_probe": {"limits": limits, "arms": arms, "first_alarm_step": first},
@@ -160,7 +162,11 @@ def write_measured(root: Path) -> None:
         "gguf": {
             "files": {"f16": {"bytes": 1234567, "tensors": 20, "max_abs_error": 0.001, "values_beyond": 0}},
             "parity": {"f16": {"max_delta": 0.0123, "greedy": 0.975}},
-            "answers": {"f16": answered, "q4_0": {"error": "llama.cpp was ended by SIGABRT"}},
+            "answers": {
+                "transformers float32": answered,
+                "f16": answered,
+                "q4_0": {"error": "llama.cpp was ended by SIGABRT"},
+            },
         },
         "benchmark": {"engines": {"f16": engine | {"latency_ms": {"p50": 3.5, "p95": 4.5}}}},
         **{f"health/{seed}": {"live_groups": 0.5, "asked_in_need": None} for seed in SEEDS},
@@ -464,7 +470,9 @@ def test_events_probe_shadow_and_speed_stand_on_the_page(built: tuple[Path, str]
         "how far the second is above the first, as a share of it; the old scorer is blind",
     ]
     assert ["parses", "0.150", "0.250"] in page.rows["shadow"]
-    exported = dict(zip(*page.rows["export"][:2], strict=True))
+    head, reference, of_f16 = page.rows["export"][:3]
+    exported = dict(zip(head, of_f16, strict=True))
+    assert reference[:5] == ["transformers float32", "95.0", "5.0", "96.0", "99.0"]
     assert exported["type"] == "f16"
     assert exported["need-success (%)"] == "95.0"
     assert exported["largest Δ log-prob"] == "0.0123"
@@ -475,6 +483,15 @@ def test_events_probe_shadow_and_speed_stand_on_the_page(built: tuple[Path, str]
     assert page.rows["health"][1] == ["live_groups", "0.5", "0.5"]
 
 
+def test_signed_numbers_have_a_sign_only_beside_zero() -> None:
+    assert [signed(value) for value in (0.0004, -0.0004, 0.0, 0.12, -0.1, math.nan)] == [
+        *["0.000"] * 3,
+        "+0.120",
+        "−0.100",
+        "–",
+    ]
+
+
 def test_the_largest_kl_is_that_of_the_chosen_evaluations() -> None:
     """By hand, window 2: (.02 + .04) / 2 = .03 at step 20; what comes after the choice (.9) does not count."""
     choices = pd.DataFrame({"seed": [0], "step": [20]})
@@ -482,6 +499,23 @@ def test_the_largest_kl_is_that_of_the_chosen_evaluations() -> None:
     assert max_kl(runs, 2) == pytest.approx(0.03)
     assert max_kl(runs, 1) == pytest.approx(0.04)
     assert guard_events(runs).empty
+
+
+def test_curves_show_the_rows_rings_and_crosses() -> None:
+    """The panel of the KL: a line a seed as in its file, rings at chosen steps, a cross where it went back."""
+    steps = pd.DataFrame({"step": [1], "loss": [0.5]})
+    choices = pd.DataFrame({"seed": [3, 8], "step": [30, 20]})
+    figure = curves_figure(Runs({"grpo": {3: steps, 8: steps}}, {"grpo": EVALUATIONS}, choices))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert "term: correct (%)" not in titles  # no run has it
+    drawn = figure.axes[titles.index("KL (nats a token)")].lines
+    for seed, (line, ring, cross) in zip((3, 8), (drawn[:3], drawn[3:]), strict=True):
+        rows = EVALUATIONS[seed]
+        assert line.get_xydata().tolist() == rows[["step", "kl"]].to_numpy(float).tolist()
+        assert (
+            ring.get_xydata().tolist() == rows.query("step == @CHOSEN[@seed]")[["step", "kl"]].to_numpy(float).tolist()
+        )
+        assert cross.get_xydata().tolist() == ([[20.0, 0.2]] if seed == 3 else [])
 
 
 def test_an_unmeasured_kind_is_nan_and_every_known_figure_stays(built: tuple[Path, str]) -> None:

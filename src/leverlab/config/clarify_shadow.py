@@ -25,5 +25,4 @@ class HackProbeParams(Section):
     evaluate_every: int = Field(ge=1)
     beta: float = Field(gt=0)  # KL weight: small, nothing should hold the policy back
     lr: float = Field(gt=0, le=1)
-    seed: int = Field(ge=0)
     examples: int = Field(ge=1)  # dialogues shown in the report

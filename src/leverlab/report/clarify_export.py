@@ -18,12 +18,13 @@ from leverlab.report.words import NOTHING, number, percent
 
 PARTS = ("files", "parity", "answers", "engines")  # of gguf.json, the last one of benchmark.json
 PARITY = ("equal_tokens", "max_delta", "max_delta_any", "mean_kl", "greedy", "greedy_decided")
-ANSWERS = ("need_success", "over_clarification", "success", "turns")
+ANSWERS = ("need_success", "over_clarification", "success", "turns", "same_dialogues")
 # (head, part, dotted key, how it is written)
 COLUMNS: tuple[tuple[str, str, str, Callable[[Any], str]], ...] = (
     ("need-success (%)", "answers", "need_success", percent),
     ("over-clarification (%)", "answers", "over_clarification", percent),
     ("success (%)", "answers", "success", percent),
+    ("same dialogues (%)", "answers", "same_dialogues", percent),
     ("largest Δ log-prob", "parity", "max_delta", number),
     ("mean KL", "parity", "mean_kl", number),
     ("same turns (%)", "parity", "greedy", percent),

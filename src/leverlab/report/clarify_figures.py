@@ -36,7 +36,7 @@ PANELS = (
     Panel("evaluations", "kl", 1, "KL (nats a token)"),
     Panel("evaluations", "entropy", 1, "entropy (nats a token)"),
     Panel("evaluations", "beta", 1, "β, weight of the KL"),
-    Panel("evaluations", "alpha", 1, "α, cost of an ask"),
+    Panel("evaluations", "alpha", 1, "α, cost of a needless ask"),
     Panel("steps", "reward", 1, "reward"),
     Panel("steps", "terms/correct", 100, "term: correct (%)"),
     Panel("steps", "terms/needless", 1, "term: needless asks"),
@@ -54,7 +54,7 @@ def policies_figure(splits: pd.DataFrame, narrow: bool = False) -> Figure:
     with _style():
         figure = Figure(figsize=(NARROW if narrow else WIDE, 3.8), layout="constrained")
         axes = figure.subplots()
-        axes.grid(axis="both")
+        axes.grid(True, axis="both")
         for temperature, filled in ((GREEDY, True), (SAMPLED, False)):
             rows = of_split(splits, "test", temperature)
             for row in rows.to_dict("records"):

@@ -230,7 +230,7 @@ def health_text(health: Mapping[int, Mapping[str, float]]) -> pd.DataFrame:
 def signed(value: float, plus: str = "+") -> str:
     """Return a number with three digits after the point and its sign: -0.12 is "−0.120"."""
     text = _count(value)
-    return text if text == NOTHING or value < 0 else f"{plus}{text}"
+    return f"{plus}{text}" if round(value, 3) > 0 else text
 
 
 def _figure(row: Mapping[str, Any], measure: str) -> str:
@@ -243,4 +243,4 @@ def _figure(row: Mapping[str, Any], measure: str) -> str:
 
 
 def _count(value: float) -> str:
-    return NOTHING if value != value else f"{value:.3f}".replace("-", "−")
+    return NOTHING if value != value else f"{round(value, 3) + 0.0:.3f}".replace("-", "−")  # + 0.0: no −0
