@@ -14,9 +14,10 @@ from leverlab.csvfile import read_csv
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
 from leverlab.lm.chat import Chat
-from leverlab.lm.pretraining import Tokens, fit
+from leverlab.lm.pretraining import fit
 from leverlab.lm.reading import read_shares
 from leverlab.lm.tiny import build_model, build_tokenizer
+from leverlab.lm.tokens import Tokens
 from leverlab.stage import Stage, run_stage
 from leverlab.worlds.clarify_base import Reader, vocabulary
 

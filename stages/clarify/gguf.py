@@ -163,7 +163,7 @@ def _answers(
         if engine in errors:
             found[engine] = _failed(stage, engine, errors[engine])
             continue
-        found[engine] = engine_figures(records, expected, questions, base.chat.opened)
+        found[engine] = engine_figures(records, expected, questions)
         stage.say(f"{engine}: " + ", ".join(f"{name} {found[engine][name]}" for name in (*FIGURES, "same_dialogues")))
     return found, [record for engine, records in said.items() if engine not in errors for record in records]
 
@@ -198,18 +198,18 @@ def answer(task: Task) -> str | None:
 
 
 def engine_figures(
-    records: Sequence[ExportedRecord], expected: Sequence[ExportedRecord], questions: Sequence[Question], opened: bool
+    records: Sequence[ExportedRecord], expected: Sequence[ExportedRecord], questions: Sequence[Question]
 ) -> dict[str, Any]:
     """Return `FIGURES` of an engine's dialogues, their number n, the share whose turns are those of `expected`
     (same_dialogues), and under `families` all of them by family; as JSON holds them.
 
-    records, expected: one of each question, in the order of `questions`. opened: as in `parse_turn`.
+    records, expected: one of each question, in the order of `questions`.
     """
 
     def over(family: str | None) -> dict[str, Any]:
         rows = [row for row in zip(records, expected, questions, strict=True) if family in (None, row[2].family)]
         # neither the cost of an ask nor a level of the proxy reward has a part in what is kept
-        every = figures([record.dialogue(question, opened) for record, _, question in rows], alpha=0.0, high=1.0)
+        every = figures([record.dialogue(question) for record, _, question in rows], alpha=0.0, high=1.0)
         same = sum((found.turns, found.end) == (wanted.turns, wanted.end) for found, wanted, _ in rows)
         return {"n": len(rows), **{name: every[name] for name in FIGURES}, "same_dialogues": same / len(rows)}
 

@@ -41,11 +41,11 @@ def body(stage: Stage) -> None:
             )
     known = {question.id: question for questions in splits.values() for question in questions}
     picked = pick_transcripts(found["calib"], found["shadow"], known, len(splits["shadow"]), params.seed)
-    features_NF, success_N = table(found["calib"], known, base.chat.opened)
+    features_NF, success_N = table(found["calib"], known)
     prior_F = scorers.as_vector(scorers.PRIOR)
     new_F = scorers.calibrate(features_NF, success_N, prior_F, params.strength)
     members_MF = scorers.ensemble(features_NF, success_N, prior_F, params.strength, params.members, params.seed)
-    shown_NF, right_N = table(picked, known, base.chat.opened)
+    shown_NF, right_N = table(picked, known)
     result = shadow_gate(
         scorers.scores(shown_NF, prior_F),
         scorers.scores(shown_NF, new_F),
@@ -71,9 +71,9 @@ def body(stage: Stage) -> None:
     )
 
 
-def table(records: list[DialogueRecord], known: dict[str, Question], opened: bool) -> tuple[np.ndarray, np.ndarray]:
+def table(records: list[DialogueRecord], known: dict[str, Question]) -> tuple[np.ndarray, np.ndarray]:
     """Return features and verified success of transcripts."""
-    dialogues = [record.dialogue(known[record.question], opened) for record in records]
+    dialogues = [record.dialogue(known[record.question]) for record in records]
     features_NF = scorers.table(dialogues, [record.confidence for record in records])
     return features_NF, np.array([float(dialogue.success) for dialogue in dialogues])
 

@@ -101,7 +101,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Memory, dic
     return run, *trained(run)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -115,10 +115,10 @@ def test_a_run_killed_at_any_step_ends_as_one_that_was_not(
         nonlocal calls
         calls += 1
         if calls > 4 * at:  # four dialogues a step
-            raise Killed
+            raise KilledError
         return by_tokens(rollout, alpha)
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         trained(run_of(tmp_path, dying))
     memory, weights = trained(run_of(tmp_path))
     run, expected, expected_weights = unbroken
@@ -277,7 +277,7 @@ def test_questions_that_went_badly_come_again(tmp_path: Path) -> None:
     with_adapter = base()
     policy = new_adapter(with_adapter, 4, 8, seed=0)
     run = run_of(tmp_path, priority={"share": 0.3, "failure_factor": 2.0}, questions=4, group=2)
-    memory = Memory(0.01, success={name: 1.0 for name in "abcde"} | {"f": 0.0})
+    memory = Memory(0.01, success=dict.fromkeys("abcde", 1.0) | {"f": 0.0})
     trainer = DialogueTrainer(policy, with_adapter, adapter_weights(policy), run, memory, {})
     for batch in range(10):
         names = [one.id for one in trainer.questions_of(batch)]

@@ -71,12 +71,6 @@ def test_a_turn_that_was_cut_says_nothing() -> None:
     assert record().dialogue(question()).success
 
 
-def test_turns_whose_think_tag_the_template_opens() -> None:
-    closing = [text.removeprefix("<think>") for text in record().turns]
-    assert record(turns=closing).dialogue(question(), opened=True).success
-    assert not record(turns=closing).dialogue(question()).turns[0].parses
-
-
 def test_a_dialogue_on_another_question() -> None:
     with pytest.raises(LeverlabError, match="on question 'q', not on 'other'"):
         record().dialogue(question(id="other"))

@@ -146,7 +146,12 @@ def test_templates_that_cannot_be_cut() -> None:
 def test_a_template_that_takes_thoughts_out_or_opens_them() -> None:
     """Only what stands between two turns is asked for; that a think tag stands there already is seen."""
     opening = tiny.TEMPLATE.replace("assistant\n'", "assistant\n<think>\n'")
-    assert Chat(tiny.tokenizer(opening)).opened
+    thinking = Chat(tiny.tokenizer(opening))
+    assert thinking.opened
+    ids = thinking.turn("<think>a</think><final>b</final>")
+    assert ids == thinking.turn("a</think><final>b</final>")
+    assert parse_turn(thinking.text(ids[:-1])).thought
+    assert parse_turn(thinking.text(ids[:-1])).final == "b"
     plain = Chat(tiny.tokenizer())
     assert not plain.opened
     ids = [*plain.prompt("a"), *plain.turn(final("b")), *plain.reply("c")]

@@ -76,13 +76,6 @@ def test_a_cut_turn_says_nothing() -> None:
     assert (found["asks"], found["parses"], found["end"]) == (0, False, "cut")
 
 
-def test_templates_that_open_the_think_tag() -> None:
-    said = record("q3", ["Oslo</think><final>Oslo</final>"], "sft", 0, 0.0)
-    split = {"test": [BY_ID["q3"]]}
-    assert outcomes([said], split, opened=True)[["success", "thought"]].iloc[0].tolist() == [True, True]
-    assert outcomes([said], split)[["success", "thought"]].iloc[0].tolist() == [False, False]
-
-
 def test_figures_by_hand() -> None:
     """sft, 8 dialogues, 4 of them on questions that need an ask.
 

@@ -241,17 +241,17 @@ def test_words_are_shown_as_they_stand(say: Say) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "opened", "expected"),
+    ("text", "expected"),
     [
-        ("<think> a b</think><ask> home</ask>", False, [("thinks", "a b"), ("asks", "home")]),
-        (" a b</think>\n<final>yes</final>", True, [("thinks", "a b"), ("answers", "yes")]),
-        ("<think></think><final>yes</final>", False, [("answers", "yes")]),
-        ("<final>yes</final>", False, [("answers", "yes")]),
-        ("<think>a</think><final>yes</final>!", False, [("says", "<think>a</think><final>yes</final>!")]),
+        ("<think> a b</think><ask> home</ask>", [("thinks", "a b"), ("asks", "home")]),
+        ("<think> a b</think>\n<final>yes</final>", [("thinks", "a b"), ("answers", "yes")]),
+        ("<think></think><final>yes</final>", [("answers", "yes")]),
+        ("<final>yes</final>", [("answers", "yes")]),
+        ("<think>a</think><final>yes</final>!", [("says", "<think>a</think><final>yes</final>!")]),
     ],
 )
-def test_parts_of_a_turn(text: str, opened: bool, expected: list[tuple[str, str]]) -> None:
-    assert parts(parse_turn(text, opened)) == expected
+def test_parts_of_a_turn(text: str, expected: list[tuple[str, str]]) -> None:
+    assert parts(parse_turn(text)) == expected
 
 
 def test_nobody_knows_the_answer_to_an_own_question() -> None:

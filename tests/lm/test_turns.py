@@ -42,13 +42,6 @@ def test_what_is_no_turn(text: str) -> None:
     assert (turn.ask, turn.final, turn.thought, turn.parses) == (None, None, False, False)
 
 
-def test_a_think_tag_that_the_template_opens() -> None:
-    turn = parse_turn("a</think><final>yes</final>", opened=True)
-    assert (turn.final, turn.thought) == ("yes", True)
-    assert not parse_turn("<think>a</think><final>yes</final>", opened=True).parses
-
-
-@pytest.mark.parametrize("opened", [False, True])
-def test_what_is_composed_is_read(opened: bool) -> None:
-    turn = parse_turn(compose_turn("because", "ask", "home", opened), opened)
+def test_what_is_composed_is_read() -> None:
+    turn = parse_turn(compose_turn("because", "ask", "home"))
     assert (turn.ask, turn.thought) == ("home", True)

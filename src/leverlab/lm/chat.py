@@ -9,6 +9,7 @@ from typing import Any
 
 from leverlab.errors import LeverlabError
 
+_THINK = "<think>"
 _TURN, _REPLY = "the-turn-of-the-policy", "the-reply-of-the-user"
 
 
@@ -34,23 +35,28 @@ class Chat:
                 f"{tokenizer.eos_token!r}; set eos_token to what ends a turn"
             )
         self._before, self._after = between.removeprefix(tokenizer.eos_token).split(_REPLY)
-        self.opened = self._after.rstrip().endswith("<think>")
+        self.opened = self._after.rstrip().endswith(_THINK)
 
     def prompt(self, text: str) -> list[int]:
         """Return the tokens of a question, up to where the policy's first turn begins."""
         return self._ids(self._render([{"role": "user", "content": text}]))
 
     def turn(self, text: str) -> list[int]:
-        """Return the tokens of a turn of the policy, with the token that ends it."""
-        return [*self._ids(text), self.eos]
+        """Return the tokens of a turn of the policy, with the token that ends it.
+
+        A think tag at its beginning is left out where the template has opened one.
+        """
+        return [*self._ids(text.removeprefix(_THINK) if self.opened else text), self.eos]
 
     def reply(self, text: str) -> list[int]:
         """Return the tokens between two turns of the policy: the reply of the user, and all around it."""
         return self._ids(f"{self._before}{text}{self._after}")
 
     def text(self, ids: list[int]) -> str:
-        """Return the text of a turn, whose last token is not the one that ends it."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        """Return the text of a turn, whose last token is not the one that ends it, with the think tag before it where
+        the template has opened one: what is stored reads the same for every template."""
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return f"{_THINK}{text}" if self.opened else text
 
     def _render(self, messages: list[dict[str, str]]) -> str:
         return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))

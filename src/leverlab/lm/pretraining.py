@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from leverlab.lm.tokens import IGNORED
-from leverlab.lm.tokens import Tokens as Tokens
+from leverlab.lm.tokens import IGNORED, Tokens
 from leverlab.training.resume import read_state, state_error
 
 WARMUP = 100  # steps in which the learning rate climbs

@@ -10,7 +10,8 @@ import torch
 
 from leverlab.errors import LeverlabError
 from leverlab.lm.chat import Chat
-from leverlab.lm.pretraining import Tokens, collate
+from leverlab.lm.pretraining import collate
+from leverlab.lm.tokens import Tokens
 
 _BATCH = 100
 

@@ -37,14 +37,14 @@ class DialogueRecord(BaseModel):
     confidence: Share
     tokens: int = Field(ge=1)
 
-    def dialogue(self, question: Question, opened: bool = False) -> Dialogue:
-        """Return the dialogue, its turns read again. opened: as in `parse_turn`.
+    def dialogue(self, question: Question) -> Dialogue:
+        """Return the dialogue, its turns read again.
 
         Raises `LeverlabError` when it is on another question.
         """
         if question.id != self.question:
             raise LeverlabError(f"the dialogue is on question '{self.question}', not on '{question.id}'")
-        turns = [parse_turn(text, opened) for text in self.turns]
+        turns = [parse_turn(text) for text in self.turns]
         if self.end == "cut":  # a turn that did not end says nothing, whatever it holds
             turns[-1] = Turn(self.turns[-1], None, None, False)
         return Dialogue(question, tuple(turns), tuple(self.replies), self.end)

@@ -153,7 +153,7 @@ class _Row:
         return token
 
     def _close(self, end: End | None) -> Turn:
-        turn = parse_turn(self.chat.text(self.said), self.chat.opened)
+        turn = parse_turn(self.chat.text(self.said))
         if end == "cut":  # a turn that did not end says nothing, whatever it holds
             turn = Turn(turn.text, None, None, False)
         self.turns.append(turn)

@@ -20,14 +20,12 @@ DIGITS = 6  # after the point, of figures in files
 _SHOWN = 5  # offenders that an error names
 
 
-def outcomes(
-    records: Iterable[DialogueRecord], questions_by_split: Mapping[str, Sequence[Question]], opened: bool = False
-) -> pd.DataFrame:
+def outcomes(records: Iterable[DialogueRecord], questions_by_split: Mapping[str, Sequence[Question]]) -> pd.DataFrame:
     """Return one row per dialogue, sorted by split, policy, seed, temperature and question.
 
     Columns: split, policy, seed, temperature, question (its id), family, kind, needs_ask, success, asked (for
     anything), asked_needed (for the fact that is needed), asks, redundant_asks (all but the first for that fact),
-    turns, parses and thought (every turn does), spam, end, tokens, confidence. opened: as in `parse_turn`.
+    turns, parses and thought (every turn does), spam, end, tokens, confidence.
 
     Every policy and seed must have the same temperatures and splits, and one dialogue on every question of each.
     Raises `LeverlabError` naming the first that are missing, stand twice, or are on unknown questions or of unknown
@@ -36,7 +34,7 @@ def outcomes(
     known = _known(questions_by_split)
     found = list(records)
     _check_records(found, known)
-    frame = pd.DataFrame([_outcome(record, *known[record.question], opened) for record in found])
+    frame = pd.DataFrame([_outcome(record, *known[record.question]) for record in found])
     _check_complete(frame, {split: {q.id for q in questions} for split, questions in questions_by_split.items()})
     return frame.sort_values(["split", "policy", "seed", "temperature", "question"], ignore_index=True)
 
@@ -193,8 +191,8 @@ def _run(policy: str, seed: int, temperature: float) -> str:
     return f"'{policy}' seed {seed} at temperature {temperature:g}"
 
 
-def _outcome(record: DialogueRecord, split: str, question: Question, opened: bool) -> dict[str, Any]:
-    dialogue = record.dialogue(question, opened)
+def _outcome(record: DialogueRecord, split: str, question: Question) -> dict[str, Any]:
+    dialogue = record.dialogue(question)
     return {
         "split": split,
         "policy": record.policy,

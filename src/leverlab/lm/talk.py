@@ -163,7 +163,7 @@ class _Heard(Chat):
 
     def text(self, ids: list[int]) -> str:
         said = super().text(ids)
-        self._hear(parse_turn(said, self.opened))
+        self._hear(parse_turn(said))
         return said
 
 

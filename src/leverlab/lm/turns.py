@@ -29,12 +29,12 @@ class Turn:
         return self.ask is not None or self.final is not None
 
 
-def parse_turn(text: str, opened: bool = False) -> Turn:
-    """Return the turn that `text` is. opened: the chat template opens the think tag, so that it is not in `text`.
+def parse_turn(text: str) -> Turn:
+    """Return the turn that `text` is.
 
     A turn with a tag inside of another, two acts, text after its act, or an empty act does not parse.
     """
-    match = _TURN.fullmatch(f"<think>{text}" if opened else text)
+    match = _TURN.fullmatch(text)
     if match is None or any(_TAG.search(part or "") for part in match.group("think", "said")):
         return Turn(text, None, None, False)
     act, said, think = match["act"], " ".join(match["said"].split()), match["think"]
@@ -43,9 +43,9 @@ def parse_turn(text: str, opened: bool = False) -> Turn:
     return Turn(text, said if act == "ask" else None, said if act == "final" else None, bool(think and think.strip()))
 
 
-def compose_turn(think: str, act: str, said: str, opened: bool = False) -> str:
-    """Return the text of a turn; `opened` as in `parse_turn`.
+def compose_turn(think: str, act: str, said: str) -> str:
+    """Return the text of a turn.
 
     A space stands before every word, the first one of a part too: so a word is the same token wherever it stands.
     """
-    return f"{'' if opened else '<think>'} {think}</think><{act}> {said}</{act}>"
+    return f"<think> {think}</think><{act}> {said}</{act}>"

@@ -42,19 +42,17 @@ def sound(dialogue: Dialogue) -> bool:
     return dialogue.success and dialogue.needless_asks == 0
 
 
-def changes(
-    records: Iterable[DialogueRecord], questions: Mapping[str, Question], count: int, opened: bool = False
-) -> Changes:
+def changes(records: Iterable[DialogueRecord], questions: Mapping[str, Question], count: int) -> Changes:
     """Return what changed from SFT to GRPO on `questions`, at most `count` pairs each way to show.
 
     A pair improved when only the later dialogue is `sound`, and got worse when only the earlier one is. Compared are
     greedy dialogues of the same seed. Shown are the first by seed and id, families in turn; the order of `records` does
-    not matter. opened: as in `parse_turn`.
+    not matter.
     """
     found: dict[tuple[int, str], dict[str, Dialogue]] = {}
     for record in records:
         if record.temperature == 0 and record.policy in (BEFORE, AFTER) and record.question in questions:
-            dialogue = record.dialogue(questions[record.question], opened)
+            dialogue = record.dialogue(questions[record.question])
             found.setdefault((record.seed, record.question), {})[record.policy] = dialogue
     pairs = [
         Pair(seed, of[BEFORE], of[AFTER]) for (seed, _), of in sorted(found.items()) if BEFORE in of and AFTER in of

@@ -4,6 +4,8 @@ A base must be able to read what it is shown, or adapters learn nothing. Whether
 drawn at random, and only what follows from them (thoughts, slots that exist, answers) is always right.
 """
 
+from typing import get_args
+
 import numpy as np
 
 from leverlab.lm.chat import Chat
@@ -12,8 +14,9 @@ from leverlab.lm.questions import UNKNOWN, Question
 from leverlab.lm.tokens import Tokens, dialogue_tokens
 from leverlab.lm.turns import compose_turn
 from leverlab.worlds import clarify
-from leverlab.worlds.clarify import CITIES, FIRST_NAMES, NOT_KNOWN, NOT_TOLD, NUMBERS, SURNAMES, WORDINGS, Words
+from leverlab.worlds.clarify import CITIES, FIRST_NAMES, NOT_KNOWN, NOT_TOLD, NUMBERS, SURNAMES, WORDINGS, Need, Words
 
+NEEDS: tuple[Need, ...] = get_args(Need)
 SLOTS = ("surname", "friend", "home", "strength", "weight", "start", "bought")
 _FRAME = (
     "friends : homes : . , lifts box weighs has buys gives all as I said some ? ?? yes no do not ask "
@@ -68,7 +71,7 @@ class Reader:
 def draw_question(rng: np.random.Generator) -> Question:
     """Return a question of any family, need and user."""
     family = clarify.FAMILIES[int(rng.choice(3, p=list(clarify.SHARES.values())))]
-    need = ("asked", "plain", "trap")[int(rng.choice(3, p=(0.5, 0.3, 0.2)))]
+    need = NEEDS[int(rng.choice(3, p=(0.5, 0.3, 0.2)))]
     user = clarify.USERS[int(rng.choice(3, p=(0.45, 0.4, 0.15)))]
     return clarify.draw_question(rng, family, need, user, all_words(), "base")
 
