@@ -18,7 +18,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from leverlab.config.clarify_grpo import DialogueGrpoParams
 from leverlab.config.schedule import Schedule

@@ -7,12 +7,14 @@ from typing import Any
 from leverlab.config.base import Section, read_params
 from leverlab.config.clarify_alarms import AlarmLimits
 from leverlab.config.clarify_data import ClarifyDataParams, TeacherParams
+from leverlab.config.clarify_gguf import PolicyGgufParams, TurnBenchmarkParams
 from leverlab.config.clarify_grpo import DialogueGrpoParams
 from leverlab.config.clarify_rl_data import DialogueGroupParams
 from leverlab.config.clarify_shadow import HackProbeParams, ShadowParams
 from leverlab.config.dialogue_inference import DialogueInferParams, SelectPolicyParams
 from leverlab.config.dialogue_training import DialogueRceParams, DialogueSftParams, DpoParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams, LoraParams
+from leverlab.config.gguf import RuntimeParams
 from leverlab.config.report import ReportParams
 from leverlab.pipeline.params import check_sections
 
@@ -33,6 +35,9 @@ SECTIONS: dict[str, type[Section]] = {
     "shadow": ShadowParams,
     "hack_probe": HackProbeParams,
     "alarms": AlarmLimits,
+    "gguf": PolicyGgufParams,
+    "runtime": RuntimeParams,
+    "benchmark": TurnBenchmarkParams,
     "report": ReportParams,
 }
 
