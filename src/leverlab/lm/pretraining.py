@@ -138,6 +138,7 @@ def fit(
         on_step(step + 1, diagnostics)
         if (step + 1) % save_every == 0 and step + 1 < steps:
             partial = state_file.with_suffix(".partial")
-            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, partial)
+            state = {"model": model.state_dict(), "heads": heads.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**state, "step": step + 1}, partial)
             partial.replace(state_file)
     model.eval()
