@@ -201,8 +201,9 @@ def test_every_figure_is_that_of_the_stored_dialogues(done: Path) -> None:
     for engine, figures in measured(done)["answers"].items():
         right = same = 0
         for one in ASKED:
-            right += said[engine, one.id].dialogue(one).success
-            same += said[engine, one.id].turns == said[TRANSFORMERS, one.id].turns
+            found, wanted = said[engine, one.id], said[TRANSFORMERS, one.id]
+            right += found.dialogue(one).success
+            same += found.turns == wanted.turns and found.end == wanted.end
         assert (figures["success"], figures["same_dialogues"]) == pytest.approx((right / 3, same / 3), abs=1e-6)
 
 
@@ -226,8 +227,9 @@ def test_files_are_the_exported_ones(done: Path, policy: Taught, tmp_path: Path)
         file = policy.export(kind, tmp_path)
         assert (done / f"models/gguf/{policy_file(kind)}").read_bytes() == file.read_bytes()
         assert found[kind]["bytes"] == file.stat().st_size
+        # the output layer is the embedding's
         assert (found[kind]["tensors"], found[kind]["values_beyond"]) == (len(policy.model.state_dict()) - 1, 0)
-    assert found["f16"]["max_abs_error"] < found["q4_0"]["max_abs_error"] / 10  # the output layer is the embedding's
+    assert found["f16"]["max_abs_error"] < found["q4_0"]["max_abs_error"] / 10
 
 
 def test_parity_is_on_turns_of_dialogues(done: Path) -> None:
@@ -240,7 +242,7 @@ def test_parity_is_on_turns_of_dialogues(done: Path) -> None:
 def test_an_export_that_is_not_exact_fails(
     workspace: Workspace, policy: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """All but one matrix: the values of one layer's gate are those of another."""
+    """The gate of one layer holds the values of another's."""
     shutil.copytree(policy.folder, tmp_path / "wrong")
     path = tmp_path / "wrong/model.safetensors"
     tensors = load_file(path)

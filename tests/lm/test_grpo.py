@@ -18,6 +18,7 @@ from leverlab.lm.questions import Question
 from leverlab.lm.records import RewardRecord, read_records
 from leverlab.lm.rewards import Reward, verified
 from leverlab.lm.rollouts import Limits, Rollout
+from leverlab.lm.turn_rollouts import generate_engine
 from leverlab.rl.losses import grpo_loss
 from tests.lm import tiny
 from tests.lm.scripted import question
@@ -30,6 +31,7 @@ PARAMS: dict[str, Any] = {
     "group": 2,
     "updates": 1,
     "temperature": 1.0,
+    "generation": "cache",
     "lr": 0.05,
     "warmup": 0.0,
     "grad_clip": 1.0,
@@ -288,6 +290,57 @@ def test_questions_that_went_badly_come_again(tmp_path: Path) -> None:
     batches = [[one.id for one in trainer.questions_of(batch)] for batch in range(10)]
     assert all(len(set(names)) == 4 for names in batches)
     assert any("f" not in names for names in batches)
+
+
+def test_without_vllm_it_is_not_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(LeverlabError, match=r"not installed; install it .* or set grpo\.generation=cache"):
+        trained(run_of(tmp_path, generation="vllm"))
+
+
+class FakeVllm:
+    """TRL's `VLLMGeneration`, but that transformers' `generate` draws, with the weights of the last `sync_weights`."""
+
+    made: list["FakeVllm"] = []
+
+    def __init__(self, model: Any, **settings: Any) -> None:
+        self.model, self.settings, self.synced, self.calls = model, settings, {}, 0
+        FakeVllm.made.append(self)
+
+    def sync_weights(self) -> None:
+        self.synced = adapter_weights(self.model)
+
+    def generate(self, prompts: Any, images: None, num_generations: int, profiler: Any) -> Any:
+        now = adapter_weights(self.model)
+        assert all(torch.equal(self.synced[name], now[name]) for name in now)
+        self.calls += 1
+        limits = Limits(0, self.settings["generation_kwargs"]["max_tokens"])
+        say = generate_engine(self.model, base().chat, limits, self.settings["temperature"])
+        found = [said for prompt in prompts for said in say([prompt])]  # alone, as a fake has time
+        return prompts, [ids for ids, _ in found], [[[one] for one in logps] for _, logps in found], None
+
+
+def test_dialogues_of_vllm_are_learnt_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds the weights of each step when it is asked, is asked for the tokens of one turn, and at the temperature.
+
+    What it draws has the probability that the policy gives it: TRL's correction finds nothing to correct.
+    """
+    monkeypatch.setattr("leverlab.lm.grpo.is_vllm_available", lambda: True)
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", FakeVllm)
+    logged: list[dict[str, float]] = []
+    monkeypatch.setattr("trl.trainer.grpo_trainer.GRPOTrainer.log", lambda self, logs, _=None: logged.append(
+        logs | {name: values[-1] for name, values in self._metrics["train"].items()}))  # fmt: skip
+    trained(run_of(tmp_path, generation="vllm", temperature=0.8))
+    (fake,) = FakeVllm.made
+    assert (fake.settings["generation_kwargs"], fake.settings["temperature"]) == ({"max_tokens": 6}, 0.8)
+    assert fake.settings["mode"] == "colocate"
+    assert fake.calls >= 4
+    records = read_records(tmp_path / "rollouts" / "000003.jsonl", RewardRecord)
+    assert len(records) == 4
+    assert logged
+    for row in logged[:4]:
+        assert row["sampling/sampling_logp_difference/max"] == pytest.approx(0.0, abs=1e-4)
+        assert row["sampling/importance_sampling_ratio/min"] == pytest.approx(1.0, abs=1e-3)
+        assert row["sampling/importance_sampling_ratio/max"] == pytest.approx(1.0, abs=1e-3)
 
 
 def test_verified_reward_has_a_reason_for_each_term() -> None:

@@ -150,7 +150,7 @@ def test_a_guess_is_possible_and_no_teacher_without_one_guesses(test_split: list
     assert not any(question.guess for question in test_split if not question.needs_ask)
     told = [question for question in needed if question.user != "unhelpful" and question.family == "strategy"]
     assert 0.3 < np.mean([question.guess == question.answer for question in told]) < 0.7  # yes or no
-    always = Habits(HABITS.needless, {family: (1.0,) for family in clarify.FAMILIES}, 0.0)
+    always = Habits(HABITS.needless, dict.fromkeys(clarify.FAMILIES, (1.0,)), 0.0)
     bare = needed[0].model_copy(update={"guess": ""})
     rng = np.random.default_rng(0)
     assert len(teach(needed[0], always, rng)[0]) == 1

@@ -31,6 +31,7 @@ class DialogueGrpoParams(Section):
     group: int = Field(ge=2)  # dialogues of a question
     updates: int = Field(ge=1)  # optimiser steps on the same dialogues
     temperature: float = Field(gt=0)
+    generation: Literal["cache", "vllm"]  # one batch whose cache is kept over the turns, or vLLM turn by turn
     lr: float = Field(gt=0, le=1)
     warmup: float = Field(ge=0, lt=1)  # share of the steps
     grad_clip: float = Field(gt=0)

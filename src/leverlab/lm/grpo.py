@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainerCallback
+from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -31,6 +32,7 @@ from leverlab.lm.loop import Memory, Row, adapter_weights, check_finite, react, 
 from leverlab.lm.questions import Question
 from leverlab.lm.rewards import Reward, RewardFunction, rewarded
 from leverlab.lm.rollouts import Limits, Rollout, roll_out
+from leverlab.lm.turn_rollouts import roll_out_by_turns, vllm_engine
 from leverlab.rl.advantages import group_advantages
 from leverlab.rl.kl import adapt_beta
 from leverlab.rl.sampling import epoch_order, practice_weights, prioritised_batches
@@ -62,10 +64,13 @@ def train_grpo(policy: PeftModel, base: Base, reference: Mapping[str, torch.Tens
     """Train `policy` in place, from where a killed run was; return what the run remembers.
 
     reference: the weights of the adapter to whose policy the KL is measured. `run.folder` gets `rollouts/` (records, a
-    file a batch) and `steps/<step>/` (the adapter at each evaluation). On CPU a killed run ends bit-identical. Raises
-    `LeverlabError` for a reward or a loss that is no number, and for a batch that groups do not divide.
+    file a batch) and `steps/<step>/` (the adapter at each evaluation). On CPU a killed run ends bit-identical, unless
+    vLLM draws. Each of several processes (torchrun) calls this, with a policy of its own; all of them end with the same
+    weights and memory, and one writes. Raises `LeverlabError` for a reward or a loss that is no number, for questions
+    that the processes cannot share, and when vLLM is not there.
     """
-    checkpoint = resume_point(run.folder / "checkpoints")
+    with grpo_config(run, run.params.beta).main_process_first(local=False):  # which removes what a kill left half
+        checkpoint = resume_point(run.folder / "checkpoints")
     memory = Memory(run.params.beta)
     good = adapter_weights(policy)
     if checkpoint is not None:
@@ -77,6 +82,7 @@ def train_grpo(policy: PeftModel, base: Base, reference: Mapping[str, torch.Tens
         trainer.train(resume_from_checkpoint=checkpoint)
     elif checkpoint is not None:
         trainer._load_from_checkpoint(checkpoint)
+    trainer.accelerator.wait_for_everyone()  # all files are there
     return memory
 
 
@@ -95,23 +101,15 @@ class DialogueTrainer(GRPOTrainer):
         """Take the parts; see `train_grpo`."""
         self.run, self.memory, self.chat = run, memory, base.chat
         self._scored: list[Reward] = []
-        self._steps_row: Row = {}
-        arguments = grpo_config(run, memory.beta)
-        local = arguments.per_device_train_batch_size
         if len(run.questions) < run.params.questions:
             raise LeverlabError(
                 f"there are {len(run.questions)} questions to train on, fewer than grpo.questions = "
                 f"{run.params.questions} of one step; lower it"
             )
-        if local % run.params.group:
-            raise LeverlabError(
-                f"{run.params.questions} questions of {run.params.group} dialogues cannot be shared by "
-                f"{arguments.world_size} processes; make grpo.questions a multiple of the number of processes"
-            )
         super().__init__(
             model=policy,
             reward_funcs=[self._pay],
-            args=arguments,
+            args=grpo_config(run, memory.beta),
             # what stands in it does not matter: `_roll_out` draws the questions
             train_dataset=Dataset.from_dict({"prompt": ["-"] * run.params.questions}),
             processing_class=base.chat.tokenizer,
@@ -151,14 +149,19 @@ class DialogueTrainer(GRPOTrainer):
         rank, group = self.accelerator.process_index, run.params.group
         share = count // group
         mine = self.questions_of(step // run.params.updates)[rank * share : (rank + 1) * share]
-        generator = torch.Generator(self.policy.device).manual_seed(_mixed(run.seed, step, rank))
+        vllm = run.params.generation == "vllm"
         self.policy.eval()
-        rollouts = roll_out(self.policy, self.chat, mine, group, run.limits, run.params.temperature, generator)
+        if vllm:  # which TRL has given the weights of this step
+            rollouts = roll_out_by_turns(vllm_engine(self.vllm_generation), self.chat, mine, group, run.limits)
+        else:
+            generator = torch.Generator(self.policy.device).manual_seed(_mixed(run.seed, step, rank))
+            rollouts = roll_out(self.policy, self.chat, mine, group, run.limits, run.params.temperature, generator)
         self.policy.train()
         return {
             "prompt_ids": [one.prompt for one in rollouts],
             "completion_ids": [one.completion for one in rollouts],
-            "logprobs": None,
+            # vLLM's differ from the policy's own, for which TRL corrects
+            "logprobs": [one.logps for one in rollouts] if vllm else None,
             "env_mask": [[int(own) for own in one.own] for one in rollouts],
             "rollout": rollouts,
         }
@@ -188,18 +191,20 @@ class DialogueTrainer(GRPOTrainer):
         return [paid.total for paid in self._scored]
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        """Return TRL's batch with our advantages: mean over the groups that have spread, the others count nothing."""
+        """Return TRL's batch with our advantages: mean over the groups of all processes that have spread, the others
+        count nothing."""
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         totals = torch.tensor([paid.total for paid in self._scored], dtype=torch.float64)
         rewards_BG = totals.view(-1, self.run.params.group)
         advantages_BG, live_B = group_advantages(rewards_BG, self.run.params.advantage)
-        live = int(live_B.sum())
-        if live:
-            advantages_BG = advantages_BG * (len(live_B) / live)
+        spread = gather_object(live_B.tolist())
+        if any(spread):
+            advantages_BG = advantages_BG * (len(spread) / sum(spread))
         output["advantages"] = advantages_BG.flatten().to(output["advantages"])
-        for name in self._scored[0].terms:
-            self._metrics["train"][f"terms/{name}"].append(_mean([paid.terms[name] for paid in self._scored]))
-        self._metrics["train"]["flat_groups"].append(1 - live / len(live_B))
+        terms = gather_object([dict(paid.terms) for paid in self._scored])
+        for name in terms[0]:
+            self._metrics["train"][f"terms/{name}"].append(_mean([of_one[name] for of_one in terms]))
+        self._metrics["train"]["flat_groups"].append(1 - sum(spread) / len(spread))
         self._metrics["train"]["alpha"].append(self.alpha(self.state.global_step))
         return output
 
@@ -242,12 +247,15 @@ class LoopCallback(TrainerCallback):
         """Evaluate the policy, and do what the guard decides; return its action."""
         trainer, memory, run = self.trainer, self.trainer.memory, self.trainer.run
         policy = trainer.policy
+        main = trainer.accelerator.is_main_process
         policy.eval()
-        row = {"step": step, "beta": float(trainer.beta), "alpha": trainer.alpha(step)} | run.evaluate(policy)
+        # one process for all: where figures differ in the last digit, so may what the guard decides
+        found = broadcast_object_list([run.evaluate(policy) if main else {}])[0]
         policy.train()
+        row = {"step": step, "beta": float(trainer.beta), "alpha": trainer.alpha(step)} | found
         event = react([*memory.rows, row | {"action": "none", "sound": True}], run.params.guard)
         memory.rows.append(row | {"action": event.action, "guard": event.guard, "sound": event.sound})
-        if trainer.accelerator.is_main_process:
+        if main:
             save_adapter(policy, self.base, run.folder / "steps" / str(step))
             run.say(describe(memory.rows[-1], run.params.steps))
         if event.action == "alpha":
@@ -281,15 +289,26 @@ class LoopCallback(TrainerCallback):
                 control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save the memory beside the checkpoint."""
+        """Save the memory beside the checkpoint, to which every process has added its part by then."""
+        self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             self.trainer.memory.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.good)
 
 
 def grpo_config(run: Run, beta: float) -> GRPOConfig:
-    """Return TRL's settings: on CPU plain float32, on a GPU bfloat16."""
+    """Return TRL's settings: on CPU plain float32, on a GPU bfloat16. Raises `LeverlabError` as `train_grpo`."""
     params, cuda = run.params, torch.cuda.is_available()
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate
+    if params.questions % processes:
+        raise LeverlabError(
+            f"grpo.questions = {params.questions} cannot be shared by {processes} processes; make it a multiple"
+        )
+    vllm = params.generation == "vllm"
+    if vllm and not is_vllm_available():
+        raise LeverlabError(
+            "grpo.generation is 'vllm', which is not installed; install it (pip install trl[vllm]; it wants a GPU), or "
+            "set grpo.generation=cache"
+        )
     return GRPOConfig(
         output_dir=str(run.folder / "checkpoints"),
         seed=run.seed,
@@ -300,6 +319,9 @@ def grpo_config(run: Run, beta: float) -> GRPOConfig:
         steps_per_generation=1,
         num_iterations=params.updates,
         max_completion_length=run.limits.turns * run.limits.tokens,
+        use_vllm=vllm,
+        vllm_mode="colocate",
+        generation_kwargs={"max_tokens": run.limits.tokens} if vllm else None,  # of one turn, which vLLM is asked for
         temperature=params.temperature,
         learning_rate=params.lr,
         lr_scheduler_type="cosine",
@@ -308,7 +330,7 @@ def grpo_config(run: Run, beta: float) -> GRPOConfig:
         weight_decay=0.0,
         beta=beta,
         epsilon=params.clip_epsilon,
-        loss_type="bnpo",  # every token of the policy weighs the same, however long its dialogue
+        loss_type="dapo",  # every token of the policy weighs the same, in whichever dialogue and process
         scale_rewards="none",  # `group_advantages` does it
         mask_truncated_completions=False,
         logging_steps=1,

@@ -19,7 +19,7 @@ from leverlab.lm import llama_worker
 from leverlab.lm.chat import Chat
 from leverlab.lm.dialogues import Dialogue, reply
 from leverlab.lm.questions import Question
-from leverlab.lm.rollouts import Limits, Rollout, _Row
+from leverlab.lm.rollouts import Growing, Limits, Rollout
 
 _NO_IMAGES = ImageLimits(1, 1, 1)  # which no prompt here holds
 _TEXT_REMEDY = {
@@ -124,7 +124,7 @@ def roll_out_in_llama(
 
     Raises `LlamaCppError` when llama.cpp fails, as on a dialogue that is longer than the runtime's context.
     """
-    row = _Row(question, chat.prompt(question.text), chat, limits, user)
+    row = Growing(question, chat.prompt(question.text), chat, limits, user)
     while row.end is None:
         said = say_turn(runtime, [*row.prompt, *row.completion], chat.eos, limits.tokens)
         for token, log_probs in zip(said.ids, said.top, strict=True):

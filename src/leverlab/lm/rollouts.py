@@ -68,8 +68,10 @@ def roll_out(
     if not questions:
         return []
     prompts = [chat.prompt(question.text) for question in questions]
-    rows = [_Row(q, ids, chat, limits, user) for q, ids in zip(questions, prompts, strict=True) for _ in range(copies)]
-    ids_BP, mask_BP = _left_padded(prompts, chat.pad, model.device)
+    rows = [
+        Growing(q, ids, chat, limits, user) for q, ids in zip(questions, prompts, strict=True) for _ in range(copies)
+    ]
+    ids_BP, mask_BP = left_padded(prompts, chat.pad, model.device)
     out = model(
         input_ids=ids_BP,
         attention_mask=mask_BP,
@@ -105,8 +107,8 @@ def roll_out(
 
 
 @dataclass
-class _Row:
-    """A dialogue while it grows."""
+class Growing:
+    """A dialogue while it grows, token by token; `end` says how it ended, once it has."""
 
     question: Question
     prompt: list[int]
@@ -167,7 +169,8 @@ class _Row:
         return Rollout(dialogue, self.prompt, self.completion, self.own, self.logps)
 
 
-def _left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return token ids and their mask, (prompts, longest), with `pad` before the shorter ones."""
     length = max(map(len, prompts))
     ids = [[pad] * (length - len(prompt)) + prompt for prompt in prompts]
     mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
