@@ -13,14 +13,14 @@ from leverlab.files import write_text
 from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.alarms import alarms
 from leverlab.lm.grpo import Run, train_grpo
-from leverlab.lm.loop import Row, adapter_file
+from leverlab.lm.loop import REFERENCE, Row, adapter_file
 from leverlab.lm.probe import Probe, examples, read_ensemble
 from leverlab.lm.questions import read_questions
 from leverlab.lm.rewards import proxy
 from leverlab.lm.runs import publish_grpo
 from leverlab.lm.stages import limits_of, seeds_of
 from leverlab.lm.summary import plain
-from leverlab.lm.validation import REFERENCE, Validator
+from leverlab.lm.validation import Validator
 from leverlab.stage import Stage, run_stage
 
 _BLIND = LadderParams(window=1, kl=1e9, spam=1, format_exploit=1, alpha_factor=1, beta_factor=1, rollbacks=0)

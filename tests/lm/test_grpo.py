@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -300,7 +300,7 @@ def test_without_vllm_it_is_not_asked_for(tmp_path: Path) -> None:
 class FakeVllm:
     """TRL's `VLLMGeneration`, but that transformers' `generate` draws, with the weights of the last `sync_weights`."""
 
-    made: list["FakeVllm"] = []
+    made: ClassVar[list["FakeVllm"]] = []
 
     def __init__(self, model: Any, **settings: Any) -> None:
         self.model, self.settings, self.synced, self.calls = model, settings, {}, 0

@@ -8,7 +8,7 @@ import torch
 
 from leverlab.errors import LeverlabError
 from leverlab.lm.chat import Chat
-from leverlab.lm.rollouts import Limits, Rollout, roll_out
+from leverlab.lm.rollouts import Limits, Rollout, _sample, roll_out
 from leverlab.lm.turn_rollouts import Said, Say, generate_engine, roll_out_by_turns, vllm_engine
 from tests.lm import tiny
 from tests.lm.scripted import ask, final
@@ -80,6 +80,20 @@ def test_log_probabilities_of_generate_are_those_of_the_temperature(chat: Chat) 
     assert len({tuple(one.completion) for one in found}) > 3
 
 
+def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
+    """Of 40,000 draws: shares within 4 standard errors, sqrt(p (1 - p) / N), and never what cannot be.
+
+    Probabilities 0, .1, .6, 0, .3, 0 at temperature 1; squared and divided by their sum .46 at temperature .5.
+    """
+    p_V = torch.tensor([0.0, 0.1, 0.6, 0.0, 0.3, 0.0])
+    logits_BV = (p_V.log() + 3.0).expand(40_000, -1)
+    for temperature, expected_V in ((1.0, p_V), (0.5, p_V**2 / 0.46)):
+        tokens, logps = _sample(logits_BV, temperature, torch.Generator().manual_seed(0))
+        share_V = torch.bincount(torch.tensor(tokens), minlength=6) / 40_000
+        assert bool(((share_V - expected_V).abs() <= 4 * (expected_V * (1 - expected_V) / 40_000).sqrt()).all())
+        assert logps[:9] == pytest.approx([float(expected_V[token].log()) for token in tokens[:9]], abs=1e-5)
+
+
 def scripted(answers: list[Said]) -> tuple[Say, list[list[list[int]]]]:
     """An engine that says one thing after another, to a single dialogue; and what it was given."""
     given: list[list[list[int]]] = []
@@ -96,13 +110,14 @@ def said(ids: list[int], logp: float = -0.5) -> Said:
 
 
 def test_an_engine_that_stops_early_or_late(chat: Chat) -> None:
-    """The first turn comes in two parts, the second with tokens after its end: they count as one turn each.
+    """The first turn comes in two parts, the second part with more tokens after the end of the turn than the reply has.
 
     By hand: the third prompt is question, first turn and reply; the policy's tokens are those of its two turns, each
     at -0.5, so the confidence is exp(-0.5).
     """
     asked, answered = chat.turn(ask("home")), chat.turn(final("Oslo"))
-    say, given = scripted([said(asked[:2]), said(asked[2:]), said([*answered, 5, 6])])
+    late = [answered[0]] * 50
+    say, given = scripted([said(asked[:2]), said(asked[2:] + late), said([*answered, 5, 6])])
     (found,) = roll_out_by_turns(say, chat, questions()[:1], 1, Limits(2, len(asked)))
     prompt, between = chat.prompt(questions()[0].text), chat.reply("Bo Oslo")
     assert given == [[prompt], [prompt + asked[:2]], [prompt + asked + between]]

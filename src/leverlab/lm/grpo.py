@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from peft import PeftModel
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl.import_utils import is_vllm_available
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
@@ -28,7 +28,7 @@ from leverlab.errors import LeverlabError
 from leverlab.files import write_text
 from leverlab.lm.adapters import Base, save_adapter
 from leverlab.lm.checkpoints import MarkWhole, resume_point
-from leverlab.lm.loop import Memory, Row, adapter_weights, check_finite, react, set_adapter_weights
+from leverlab.lm.loop import REFERENCE, Memory, Row, adapter_weights, check_finite, react, set_adapter_weights
 from leverlab.lm.questions import Question
 from leverlab.lm.rewards import Reward, RewardFunction, rewarded
 from leverlab.lm.rollouts import Limits, Rollout, roll_out
@@ -115,7 +115,8 @@ class DialogueTrainer(GRPOTrainer):
             processing_class=base.chat.tokenizer,
             rollout_func=lambda prompts, _: self._roll_out(len(prompts)),
         )
-        set_adapter_weights(self.policy, reference, "ref")
+        self.remove_callback(PrinterCallback)
+        set_adapter_weights(self.policy, reference, REFERENCE)
         self.loop = LoopCallback(self, base, good)
         self.add_callback(self.loop)
         self.add_callback(MarkWhole())

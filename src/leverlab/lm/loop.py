@@ -23,6 +23,7 @@ from leverlab.rl.guard import windowed_kl
 Row = dict[str, Any]
 Reaction = Literal["none", "alpha", "back", "stop"]
 
+REFERENCE = "ref"  # TRL's name for the adapter that the KL is measured to
 _MEMORY, _GOOD = "loop.json", "good.safetensors"
 
 

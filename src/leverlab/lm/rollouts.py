@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from leverlab.errors import LeverlabError
 from leverlab.lm.chat import Chat
@@ -19,6 +20,7 @@ from leverlab.lm.questions import Question
 from leverlab.lm.turns import Turn, parse_turn
 
 _SHRINK = 0.75  # dialogues that have ended leave the batch when no more than this share goes on
+_ROOM = 32  # tokens for which a cache that is full makes room
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def roll_out(
     )
     cache, logits_BV = out.past_key_values, out.logits[:, -1].repeat_interleave(copies, 0)
     cache.batch_repeat_interleave(copies)
+    _give_room(cache)
     mask_BT = mask_BP.repeat_interleave(copies, 0)
     position_B = mask_BT.sum(1)
     live = rows
@@ -169,6 +172,45 @@ class Growing:
         return Rollout(dialogue, self.prompt, self.completion, self.own, self.logps)
 
 
+class _RoomyLayer(DynamicLayer):
+    """The keys and values of a layer, with room for more: transformers' own copies all of them for every token."""
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        """Take those of the tokens so far, (dialogues, heads, tokens, width of a head)."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self._wide, self._length = [keys, values], keys.shape[-2]
+        self._narrow()
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Add those of new tokens, and return all."""
+        first, self._length = self._length, self._length + key_states.shape[-2]
+        for n, new in enumerate((key_states, value_states)):
+            wide = self._wide[n]
+            if self._length > wide.shape[-2]:
+                size = (*wide.shape[:-2], new.shape[-2] + _ROOM, wide.shape[-1])
+                wide = self._wide[n] = torch.cat([wide[..., :first, :], wide.new_empty(size)], -2)
+            wide[..., first : self._length, :] = new
+        return self._narrow()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep those of some dialogues."""
+        self._wide = [wide[indices] for wide in self._wide]
+        self._narrow()
+
+    def _narrow(self) -> tuple[Tensor, Tensor]:
+        keys, values = (wide[..., : self._length, :] for wide in self._wide)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def _give_room(cache: Any) -> None:
+    """Put layers with room in the place of those that keep all they are given, and know nothing else."""
+    for n, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            cache.layers[n] = _RoomyLayer(layer.keys, layer.values)
+
+
 def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return token ids and their mask, (prompts, longest), with `pad` before the shorter ones."""
     length = max(map(len, prompts))
@@ -183,5 +225,10 @@ def _sample(logits_BV: Tensor, temperature: float, generator: torch.Generator | 
         raise LeverlabError(
             "the policy's log-probabilities are no numbers; its weights are broken: train again, slower"
         )
-    token_B1 = logp_BV.exp().multinomial(1, generator=generator) if temperature else logp_BV.argmax(-1, keepdim=True)
+    if temperature:  # one random number a dialogue, where `multinomial` draws one a word of the vocabulary
+        up_to_BV = logp_BV.exp().cumsum(-1, dtype=torch.float64)
+        drawn_B1 = torch.rand(len(up_to_BV), 1, generator=generator, dtype=torch.float64, device=up_to_BV.device)
+        token_B1 = (up_to_BV <= drawn_B1 * up_to_BV[:, -1:]).sum(-1, keepdim=True)
+    else:
+        token_B1 = logp_BV.argmax(-1, keepdim=True)
     return token_B1[:, 0].tolist(), logp_BV.gather(1, token_B1)[:, 0].tolist()

@@ -12,13 +12,12 @@ from trl.trainer.utils import use_adapter
 from leverlab.errors import LeverlabError
 from leverlab.lm.chat import Chat
 from leverlab.lm.dialogues import Dialogue, terms, verified_reward
-from leverlab.lm.loop import Row
+from leverlab.lm.loop import REFERENCE, Row
 from leverlab.lm.proxy import proxy_reward
 from leverlab.lm.questions import Question
 from leverlab.lm.rollouts import Limits, Rollout, roll_out
 from leverlab.rl.kl import categorical_kl
 
-REFERENCE = "ref"  # TRL's name for the adapter that the KL is measured to
 _BATCH = 64  # dialogues of one forward pass
 
 
