@@ -100,12 +100,15 @@ def blast(
 
 
 @app.command()
-def readme() -> None:
-    """Put the report's accuracy table into README.md."""
+def readme(
+    folder: Annotated[Path | None, typer.Argument(help="A recipe, such as recipes/clarify; the root by default.")] = None,
+) -> None:
+    """Put the tables of the report into README.md."""
     from leverlab.pipeline.readme import write
 
-    write(repository_root())
-    typer.echo("README.md holds the table of reports/tables/accuracy.md")
+    place = folder or repository_root()
+    write(place)
+    typer.echo(f"{place / 'README.md'} holds the tables of {place / 'reports/tables'}")
 
 
 @app.command()

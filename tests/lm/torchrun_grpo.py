@@ -38,12 +38,13 @@ def half_flat(rollout: Rollout, alpha: float) -> Reward:
 def by_question(
     model: Any, chat: Chat, asked: Sequence[Question], copies: int, limits: Limits, temperature: float, _: object
 ) -> list[Rollout]:
-    """Dialogues that do not depend on which process holds them: each question has a generator of its own."""
+    """Dialogues that do not depend on which process holds them: each question has a generator of its own, and a length
+    of its own, so that processes differ in how many tokens they hold."""
     return [
         one
         for question in asked
         for one in roll_out(
-            model, chat, [question], copies, limits, temperature,
+            model, chat, [question], copies, Limits(limits.turns, 3 + 2 * (ord(question.id) % 4)), temperature,
             torch.Generator().manual_seed(zlib.crc32(question.id.encode())),
         )
     ]  # fmt: skip
