@@ -101,7 +101,7 @@ def blast(
 
 @app.command()
 def readme(
-    folder: Annotated[Path | None, typer.Argument(help="A recipe, such as recipes/clarify; the root by default.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="The folder of a recipe; the root by default.")] = None,
 ) -> None:
     """Put the tables of the report into README.md."""
     from leverlab.pipeline.readme import write

@@ -62,6 +62,7 @@ def train_twice(folder: Path) -> tuple[list[str], Weights]:
             lambda policy: SOUND | {"success": float(os.environ.get("RANK", "0"))},
             steps=2,
             questions=4,
+            group=4,
             evaluate_every=1,
             lr=0.01,
         )
