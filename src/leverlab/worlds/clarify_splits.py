@@ -32,7 +32,7 @@ def embedded(params: ClarifyDataParams) -> tuple[Splits, list[str]]:
     return splits, [
         "Generated questions about facts, of which one may be missing. Whether it must be asked for is decided by "
         "brute force: more than one answer is possible without it. Names, cities and wordings of `ood` stand in no "
-        "other split."
+        "other split; the base has read them."
     ]
 
 
