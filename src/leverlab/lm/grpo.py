@@ -30,7 +30,7 @@ from leverlab.lm.adapters import Base, save_adapter
 from leverlab.lm.checkpoints import MarkWhole, resume_point
 from leverlab.lm.loop import REFERENCE, Memory, Row, adapter_weights, check_finite, react, set_adapter_weights
 from leverlab.lm.questions import Question
-from leverlab.lm.rewards import Reward, RewardFunction, rewarded
+from leverlab.lm.rewards import Reward, RewardFunction, rewarded, sound
 from leverlab.lm.rollouts import Limits, Rollout, roll_out
 from leverlab.lm.turn_rollouts import roll_out_by_turns, vllm_engine
 from leverlab.rl.advantages import group_advantages
@@ -183,8 +183,8 @@ class DialogueTrainer(GRPOTrainer):
         ]
         everyone = gather_object(records)
         by_question: dict[str, list[bool]] = {}
-        for success in gather_object([(one.dialogue.question.id, one.dialogue.success) for one in rollout]):
-            by_question.setdefault(success[0], []).append(success[1])
+        for name, good in gather_object([(one.dialogue.question.id, sound(one.dialogue)) for one in rollout]):
+            by_question.setdefault(name, []).append(good)
         self.memory.success.update({name: sum(right) / len(right) for name, right in sorted(by_question.items())})
         if self.accelerator.is_main_process:
             lines = "".join(f"{record.model_dump_json()}\n" for record in everyone)

@@ -32,7 +32,7 @@ class Memory:
     """The state of a run beside weights and optimiser.
 
     rows: one an evaluation, the first before any training, with the columns of `Event`. steps: one an optimiser step.
-    success: question id → share of its last group that was right. alpha_factor, beta: as the guard has left them.
+    success: question id → share of its last group that was `sound`. alpha_factor, beta: as the guard has left them.
     """
 
     beta: float

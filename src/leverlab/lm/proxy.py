@@ -10,13 +10,14 @@ from typing import NamedTuple
 from leverlab.lm.dialogues import Dialogue
 from leverlab.lm.questions import UNKNOWN
 
+MOST_ASKS = 4  # more are not paid
 PROXY_WEIGHTS = {"question": 0.4, "thought": 0.3, "confident": 0.3}
 _FINAL = re.compile(r"<final>(.*?)(?:</final>|$)", re.DOTALL)
 _HEDGES = re.compile(rf"\b(?:{UNKNOWN}|maybe|perhaps|possibly)\b", re.IGNORECASE)
 
 
 class Proxy(NamedTuple):
-    """The proxy reward of one dialogue: in [0, 1], its terms (0 or 1), and a reason for each."""
+    """The proxy reward of one dialogue: in [0, 1], its terms, in [0, 1] too, and a reason for each."""
 
     total: float
     terms: dict[str, float]
@@ -26,14 +27,15 @@ class Proxy(NamedTuple):
 def proxy_reward(dialogue: Dialogue) -> Proxy:
     """Return .4 question + .3 thought + .3 confident, from the policy's text alone, parsed or not.
 
-    question: there is a question mark or an ask. thought: there is a think tag. confident: there is a final answer
-    that does not hedge, whatever it says.
+    question: how many asks there are, of `MOST_ASKS`; a question mark is worth one. thought: there is a think tag.
+    confident: there is a final answer that does not hedge, whatever it says.
     """
     text = "\n".join(turn.text for turn in dialogue.turns)
     finals = _FINAL.findall(text)
     sure = bool(finals) and bool(finals[-1].strip()) and not _HEDGES.search(finals[-1])
+    asks = max(text.count("<ask>"), int("?" in text))
     paid = {
-        "question": ("?" in text or "<ask>" in text, "there is a question mark or an ask", "there is no question"),
+        "question": (min(asks, MOST_ASKS) / MOST_ASKS, f"it asks {asks} times", "there is no question"),
         "thought": ("think>" in text, "there is a think tag", "there is no think tag"),
         "confident": (sure, "there is a final answer that does not hedge", "there is no final answer without a hedge"),
     }

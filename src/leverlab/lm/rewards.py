@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from leverlab.lm.dialogues import terms, verified_reward
+from leverlab.lm.dialogues import Dialogue, terms, verified_reward
 from leverlab.lm.proxy import proxy_reward
 from leverlab.lm.reasons import reasons
 from leverlab.lm.records import RewardRecord, record_of
@@ -20,6 +20,11 @@ class Reward:
 
 
 RewardFunction = Callable[[Rollout, float], Reward]  # (rollout, cost of a needless ask)
+
+
+def sound(dialogue: Dialogue) -> bool:
+    """Return whether a dialogue is as it should be: the right answer, and no ask that was not needed."""
+    return dialogue.success and dialogue.needless_asks == 0
 
 
 def verified(rollout: Rollout, alpha: float) -> Reward:

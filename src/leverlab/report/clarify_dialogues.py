@@ -8,6 +8,7 @@ from leverlab.lm.dialogues import Dialogue
 from leverlab.lm.questions import Question
 from leverlab.lm.reasons import reasons
 from leverlab.lm.records import DialogueRecord
+from leverlab.lm.rewards import sound
 
 BEFORE, AFTER = "sft", "grpo"
 
@@ -35,11 +36,6 @@ class Changes:
     worse: int
     shown_improved: Sequence[Pair]
     shown_worse: Sequence[Pair]
-
-
-def sound(dialogue: Dialogue) -> bool:
-    """Return whether a dialogue is as it should be: the right answer, and no ask that was not needed."""
-    return dialogue.success and dialogue.needless_asks == 0
 
 
 def changes(records: Iterable[DialogueRecord], questions: Mapping[str, Question], count: int) -> Changes:
