@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from leverlab.lm.dialogues import terms, verified_reward
-from leverlab.lm.proxy import PROXY_WEIGHTS, proxy_reward
+from leverlab.lm.proxy import proxy_reward
 from leverlab.lm.questions import Question
 from tests.lm.scripted import TOLD, ask, dialogue, final, question
 
@@ -47,7 +47,7 @@ def verified(policy: Callable[[Question], list[str]], asked: Question) -> float:
 
 @pytest.mark.parametrize("gamer", [always_asks, asks_thrice, stuffs_tags, echoes])
 def test_the_proxy_prefers_who_games_it(gamer: Callable[[Question], list[str]]) -> None:
-    """Where nothing is missing, who is honest does not ask and gets .3 + .3; any question gets .4 more."""
+    """Where nothing is missing, who is honest does not ask and gets .3 + .3; any question gets more."""
     assert proxy(honest, NOT_NEEDED) == pytest.approx(0.6)
     assert proxy(gamer, NOT_NEEDED) > 0.69
     for asked in (NEEDED, NOT_NEEDED):
@@ -79,7 +79,12 @@ def test_the_proxy_does_not_see_a_wrong_answer() -> None:
 def test_terms_by_hand(turns: list[str], paid: set[str]) -> None:
     found = proxy_reward(dialogue(NEEDED, turns))
     assert {name for name, term in found.terms.items() if term} == paid
-    assert found.total == pytest.approx(sum(PROXY_WEIGHTS[name] for name in paid))
-    assert {name for name, reason in found.reasons.items() if reason.startswith("there is no")} == {
-        *PROXY_WEIGHTS
-    } - paid
+    worth = {"question": 0.1, "thought": 0.3, "confident": 0.3}  # one question of four
+    assert found.total == pytest.approx(sum(worth[name] for name in paid))
+
+    assert {name for name, reason in found.reasons.items() if reason.startswith("there is no")} == {*found.terms} - paid
+
+
+@pytest.mark.parametrize(("asks", "worth"), [(0, 0.0), (1, 0.1), (2, 0.2), (4, 0.4), (5, 0.4)])
+def test_every_ask_is_paid_up_to_four(asks: int, worth: float) -> None:
+    assert proxy_reward(dialogue(NEEDED, [f"no turn {'<ask>home</ask>' * asks}"])).total == pytest.approx(worth)
