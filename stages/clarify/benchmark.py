@@ -20,17 +20,16 @@ from leverlab.lm.questions import read_questions
 from leverlab.stage import Stage, run_stage
 
 DTYPE = "float32"  # of transformers
-HOME = "recipes/clarify"
 
 
 def body(stage: Stage) -> None:
     """Write the medians of each engine; engines take turns in every run, so that a busy minute hits all of them."""
     params, tokens = stage.section("benchmark", TurnBenchmarkParams), stage.section("dialogues", DialogueParams).tokens
     kinds, runtime = stage.section("gguf", PolicyGgufKinds).kinds, stage.section("runtime", RuntimeParams)
-    models, merged = stage.dep(f"{HOME}/models/gguf"), stage.dep(f"{HOME}/models/merged")
+    models, merged = stage.dep("recipes/clarify/models/gguf"), stage.dep("recipes/clarify/models/merged")
     files = {kind: models / policy_file(kind) for kind in kinds}
     chat = Chat(AutoTokenizer.from_pretrained(merged))
-    questions = read_questions(stage.dep(f"{HOME}/data/questions") / "test.jsonl")[: params.questions]
+    questions = read_questions(stage.dep("recipes/clarify/data/questions") / "test.jsonl")[: params.questions]
     prompts = [chat.prompt(question.text) for question in questions]
     transformers, errors = f"transformers {DTYPE}", dict[str, str]()
     runs: dict[str, list[Run]] = {name: [] for name in (transformers, *kinds)}
@@ -55,7 +54,7 @@ def body(stage: Stage) -> None:
             for name, of_engine in runs.items()
         },
     }
-    write_text(stage.out(f"{HOME}/reports/benchmark.json"), json.dumps(found, indent=2) + "\n")
+    write_text(stage.out("recipes/clarify/reports/benchmark.json"), json.dumps(found, indent=2) + "\n")
 
 
 def _mib(files: list[Path]) -> float:
@@ -64,4 +63,4 @@ def _mib(files: list[Path]) -> float:
 
 
 if __name__ == "__main__":
-    run_stage("benchmark", body, home=HOME)
+    run_stage("benchmark", body, home="recipes/clarify")

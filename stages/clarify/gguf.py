@@ -35,8 +35,7 @@ TRANSFORMERS = "transformers float32"  # the engine that the others are compared
 FIGURES = ("success", "need_success", "over_clarification", "turns")
 BATCH = 200  # dialogues of one batch in transformers
 QUESTIONS_A_TASK = 400
-HOME = "recipes/clarify"
-MERGED, BEST, FILES = f"{HOME}/models/merged", f"{HOME}/models/best", f"{HOME}/models/gguf"
+MERGED, BEST, FILES = "recipes/clarify/models/merged", "recipes/clarify/models/best", "recipes/clarify/models/gguf"
 
 
 class ExportedRecord(DialogueRecord):
@@ -95,11 +94,11 @@ def body(stage: Stage) -> None:
     compared = _parity(stage, params.parity, base, policy.limits, files)
     answers, records = _answers(stage, base, policy, files)
     found = {"files": contents, "parity": compared, "answers": answers}
-    write_text(stage.out(f"{HOME}/reports/gguf.json"), json.dumps(found, indent=2) + "\n")
-    write_records(stage.out(f"{HOME}/data/gguf_answers.jsonl"), records)
+    write_text(stage.out("recipes/clarify/reports/gguf.json"), json.dumps(found, indent=2) + "\n")
+    write_records(stage.out("recipes/clarify/data/gguf_answers.jsonl"), records)
     stage.out(FILES).mkdir()
     for path in files.values():
-        shutil.copyfile(path, stage.out(f"{FILES}/{path.name}"))  # not moved: a kill before the end would lose it
+        shutil.copyfile(path, stage.out(f"recipes/clarify/models/gguf/{path.name}"))  # not moved: a kill before the end would lose it
 
 
 def _contents(merged: Path, path: Path) -> dict[str, Any]:
@@ -119,7 +118,7 @@ def _parity(
     """Return by kind the parity on turns of greedy dialogues, or the error that kept it from being measured."""
     kept = {kind: stage.state_dir / f"parity-{kind}.json" for kind in files}
     found = {kind: json.loads(path.read_text(encoding="utf-8")) for kind, path in kept.items() if path.exists()}
-    questions = read_questions(stage.dep(f"{HOME}/data/questions") / "val.jsonl")[: params.prompts]
+    questions = read_questions(stage.dep("recipes/clarify/data/questions") / "val.jsonl")[: params.prompts]
     runtime, missing = stage.section("runtime", RuntimeParams), [kind for kind in files if kind not in found]
     prompts, expected = list[list[int]](), list[Reference]()
     if missing:
@@ -142,7 +141,7 @@ def _answers(
     stage: Stage, base: Base, policy: Policy, files: Mapping[Kind, Path]
 ) -> tuple[dict[str, dict[str, Any]], list[ExportedRecord]]:
     """Return by engine the figures of its dialogues on the test questions, or its error, and all dialogues."""
-    data, runtime = stage.dep(f"{HOME}/data/questions") / "test.jsonl", stage.section("runtime", RuntimeParams)
+    data, runtime = stage.dep("recipes/clarify/data/questions") / "test.jsonl", stage.section("runtime", RuntimeParams)
     questions = read_questions(data)
     tasks = [
         Task(policy, kind, path, runtime, data, start, stage.state_dir / f"{kind}-{start}.jsonl")
@@ -229,4 +228,4 @@ def _without_folder(error: LlamaCppError, file: Path) -> str:
 
 
 if __name__ == "__main__":
-    run_stage("gguf", body, home=HOME)
+    run_stage("gguf", body, home="recipes/clarify")

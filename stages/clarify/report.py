@@ -24,7 +24,6 @@ from leverlab.report.clarify_headline import headline
 from leverlab.report.page import Lineage, Picture
 from leverlab.stage import Stage, run_stage
 
-HOME = "recipes/clarify"
 SPLITS = ("test", "ood", "red_team")
 SHOWN = 6  # dialogues that improved, and as many that got worse
 PACKAGES = ("pandas", "statsmodels", "matplotlib")  # beside those that every stage records
@@ -37,13 +36,13 @@ def body(stage: Stage) -> None:
     pictures, frames = write_pictures(stage, report), report_tables(report)
     for name, frame in frames.items():
         left = tuple(str(column) for column in frame.columns if column in ("verdict", "test", "reason", "meaning"))
-        tables.write_markdown(stage.out(f"{HOME}/reports/tables") / f"{name}.md", frame, left)
+        tables.write_markdown(stage.out("recipes/clarify/reports/tables") / f"{name}.md", frame, left)
     gates = tables.gates_text(report.gates)
-    tables.write_markdown(stage.out(f"{HOME}/reports/tables") / "gates.md", gates, ("metric", "result"))
-    write_text(stage.out(f"{HOME}/reports/report.html"), render_page(report, frames, pictures))
-    write_text(stage.out(f"{HOME}/reports/gates.json"), _json([plain(asdict(gate)) for gate in report.gates]))
+    tables.write_markdown(stage.out("recipes/clarify/reports/tables") / "gates.md", gates, ("metric", "result"))
+    write_text(stage.out("recipes/clarify/reports/report.html"), render_page(report, frames, pictures))
+    write_text(stage.out("recipes/clarify/reports/gates.json"), _json([plain(asdict(gate)) for gate in report.gates]))
     accepted = rc1_final_report(report.measured, report.gates, report.comparisons, report.wins)
-    write_text(stage.out(f"{HOME}/reports/rc1_final_report.json"), _json(accepted))
+    write_text(stage.out("recipes/clarify/reports/rc1_final_report.json"), _json(accepted))
     for gate in report.gates:
         stage.say(f"gate {gate.name}: {'pass' if gate.passed else 'FAIL'} ({gate.metric} = {gate.value:.4g})")
     stage.say(report.headline.sentence)
@@ -53,18 +52,22 @@ def body(stage: Stage) -> None:
 def read_report(stage: Stage) -> Report:
     """Return all that the page shows, from the declared inputs."""
     params, grpo = stage.section("report", ReportParams), stage.section("grpo", DialogueGrpoParams)
-    seeds, models = seeds_of(stage.value("seeds")), Path(HOME) / "models"
+    seeds, models = seeds_of(stage.value("seeds")), Path("recipes/clarify/models")
     for folder in ("sft", "rce", "grpo", "dpo", "best"):
-        stage.dep(f"{HOME}/models/{folder}")
-    questions = {split: read_questions(stage.dep(f"{HOME}/data/questions") / f"{split}.jsonl") for split in SPLITS}
-    answers = read_records(stage.dep(f"{HOME}/data/answers") / "answers.jsonl", DialogueRecord)
-    of_answers = stage.dep(f"{HOME}/reports/answers")
+        stage.dep(f"recipes/clarify/models/{folder}")
+    questions = {
+        split: read_questions(stage.dep("recipes/clarify/data/questions") / f"{split}.jsonl") for split in SPLITS
+    }
+    answers = read_records(stage.dep("recipes/clarify/data/answers") / "answers.jsonl", DialogueRecord)
+    of_answers = stage.dep("recipes/clarify/reports/answers")
     splits = inputs.read_figures(of_answers / "splits.csv", inputs.SPLIT_COLUMNS)
     compared = inputs.read_figures(of_answers / "comparisons.csv", inputs.COMPARISON_COLUMNS)
-    measured = inputs.read_metrics(stage.dep(f"{HOME}/reports/metrics.json"))
-    probe = inputs.read_hack_probe(stage.dep(f"{HOME}/reports/hack_probe.json"))
-    shadow, runs = inputs.read_shadow(stage.dep(f"{HOME}/reports/shadow.json")), inputs.read_runs(models, seeds)
-    export = read_export(stage.dep(f"{HOME}/reports/gguf.json"), stage.dep(f"{HOME}/reports/benchmark.json"))
+    measured = inputs.read_metrics(stage.dep("recipes/clarify/reports/metrics.json"))
+    probe = inputs.read_hack_probe(stage.dep("recipes/clarify/reports/hack_probe.json"))
+    shadow, runs = inputs.read_shadow(stage.dep("recipes/clarify/reports/shadow.json")), inputs.read_runs(models, seeds)
+    export = read_export(
+        stage.dep("recipes/clarify/reports/gguf.json"), stage.dep("recipes/clarify/reports/benchmark.json")
+    )
     merged = gate_metrics(measured, probe, shadow, runs, grpo.guard.window, export)
     return Report(
         headline=headline(splits, compared),
@@ -78,11 +81,11 @@ def read_report(stage: Stage) -> Report:
         runs=runs,
         probe=probe,
         shadow=shadow,
-        scorers=inputs.read_scorers(stage.dep(f"{HOME}/models/scorers")),
+        scorers=inputs.read_scorers(stage.dep("recipes/clarify/models/scorers")),
         export=export,
-        health={seed: inputs.read_health(stage.dep(f"{HOME}/reports/health/{seed}.json")) for seed in seeds},
+        health={seed: inputs.read_health(stage.dep(f"recipes/clarify/reports/health/{seed}.json")) for seed in seeds},
         gates=evaluate_gates(params.gates, merged),
-        data_card=stage.dep(f"{HOME}/reports/data_card.md").read_text(encoding="utf-8"),
+        data_card=stage.dep("recipes/clarify/reports/data_card.md").read_text(encoding="utf-8"),
         lineage=Lineage(
             params=stage.declared_params(),
             inputs=stage.inputs,
@@ -93,7 +96,7 @@ def read_report(stage: Stage) -> Report:
 
 def write_pictures(stage: Stage, report: Report) -> dict[str, Picture]:
     """Write the figures and return them for the page."""
-    folder, pictures = stage.out(f"{HOME}/reports/figures"), {}
+    folder, pictures = stage.out("recipes/clarify/reports/figures"), {}
     for name, (wide, narrow) in {
         "policies": [clarify_figures.policies_figure(report.splits, narrow) for narrow in (False, True)],
         "curves": [clarify_figures.curves_figure(report.runs, narrow) for narrow in (False, True)],
@@ -110,4 +113,4 @@ def _json(value: object) -> str:
 
 
 if __name__ == "__main__":
-    run_stage("report", body, home=HOME)
+    run_stage("report", body, home="recipes/clarify")

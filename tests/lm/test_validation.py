@@ -28,7 +28,8 @@ ASKED = [ask("home"), final("Oslo")]
 
 def test_figures_by_hand() -> None:
     """Four dialogues. Needed: one asked and right, one guessed wrong. Not needed: one asked (a needless ask, .05 off)
-    and right, one that stuffs tags. Rewards 1, .2, .95, 0; proxies .7, .6, .7, .6 (asks are worth .1 each, a thought .3, an answer .3)."""
+    and right, one that stuffs tags. Rewards 1, .2, .95, 0;
+    proxies .7, .6, .7, .6: asks are worth .1 each, a thought .3, an answer .3."""
     found = figures(
         [
             dialogue(question(), ASKED),

@@ -68,6 +68,7 @@ class Loop(Section):
 def recipe(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The params file of a recipe with one section, seen from the working directory."""
     monkeypatch.setattr(recipe_params, "SECTIONS", {"sft": Loop})
+    monkeypatch.setattr(recipe_params, "_cross_checks", lambda parsed, where: [])
     folder = root / "below" / "here" / "mine"
     folder.mkdir()
     (folder / "params.yaml").write_text("seeds: [0]\nsft:\n  lr: 0.1\n")
@@ -99,6 +100,21 @@ def test_bad_params_of_a_recipe(recipe: Path, run: Run, text: str, problems: lis
     for line, problem in zip(lines, problems, strict=True):
         assert line.startswith("mine/params.yaml")
         assert problem in line
+
+
+def test_params_of_the_recipe_clarify(run: Run) -> None:
+    """As they are committed; and with more groups of dialogues than there are questions."""
+    assert run("params", str(REPOSITORY / "recipes/clarify"))[0] == 0
+
+
+def test_sections_of_a_recipe_fit_together(root: Path, run: Run) -> None:
+    folder = root / "below" / "here" / "mine"
+    shutil.copytree(REPOSITORY / "recipes/clarify", folder)
+    edit(folder / "params.yaml", r"\n  train: \d+", "\n  train: 10")
+    edit(folder / "params.yaml", r"\n  val: \d+", "\n  val: 10")
+    code, _, err = run("params", "mine")
+    assert code == 1
+    assert ["rl_data.questions" in err, "grpo.questions" in err, "grpo.evaluate_on" in err] == [True] * 3
 
 
 def test_a_recipe_without_params(run: Run) -> None:

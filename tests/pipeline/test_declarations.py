@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from leverlab.config.base import Section, read_params, read_yaml
+from leverlab.config.clarify_gguf import PolicyGgufKinds
 from leverlab.config.gguf import GgufKinds
 from leverlab.config.prepare import PrepareEncoder
 from leverlab.config.vlm import VlmAnswers, VlmModel, VlmSource
@@ -22,7 +23,9 @@ PIPELINES = ("dvc.yaml", "worlds/digits/dvc.yaml", "worlds/clarify/dvc.yaml", "r
 PARAMS = tuple(str(Path(file).with_name("params.yaml")) for file in PIPELINES)
 MATRIX_STAGES = {"sft", "rl-data", "rce", "grpo", "dpo"}
 WORLDS = {"digits-vlm": "DigitsVlmParams", "clarify-base": "ClarifyBaseParams"}  # stages with a section of their own
-PARTS = {model.__name__: model for model in (GgufKinds, PrepareEncoder, VlmAnswers, VlmModel, VlmSource)}
+PARTS = {
+    model.__name__: model for model in (GgufKinds, PolicyGgufKinds, PrepareEncoder, VlmAnswers, VlmModel, VlmSource)
+}
 
 
 @dataclass(frozen=True)
