@@ -98,7 +98,9 @@ def body(stage: Stage) -> None:
     write_records(stage.out("recipes/clarify/data/gguf_answers.jsonl"), records)
     stage.out(FILES).mkdir()
     for path in files.values():
-        shutil.copyfile(path, stage.out(f"recipes/clarify/models/gguf/{path.name}"))  # not moved: a kill before the end would lose it
+        shutil.copyfile(
+            path, stage.out(f"recipes/clarify/models/gguf/{path.name}")
+        )  # not moved: a kill before the end would lose it
 
 
 def _contents(merged: Path, path: Path) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from leverlab.files import write_text
 from leverlab.pipeline.resolved import address, record_path
 
 PAGE = Path("docs/blast_radius.md")
-ROOT_PARAMS = "params.yaml"  # of the main pipeline
 NEW = "<new>"  # stands for a value that is added to a list over which dvc.yaml fans a stage out
 HEAD = """\
 # What a change of each parameter re-runs
@@ -246,8 +245,6 @@ def _find(pipeline: Pipeline, key: str) -> tuple[str, str]:
     known = {file: [name for name, _ in _nodes(pipeline.params[file])] for file in pipeline.params}
     where = [prefix] if prefix else list(known)
     found = [file for file in where if dotted in known[file]]
-    if not prefix and ROOT_PARAMS in found:  # the main pipeline's, as with dvc exp run -S from the root
-        found = [ROOT_PARAMS]
     if len(found) > 1:
         choices = " or ".join(f"{file}:{dotted}" for file in found)
         raise LeverlabError(f"more than one params file has the key '{dotted}'; name one: {choices}")

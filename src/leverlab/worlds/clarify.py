@@ -76,6 +76,7 @@ NUMBERS = _words(
 )
 TO_NINE = NUMBERS[1:10]
 SOME, NOT_SAID = "some", "?"  # in place of a value that is missing: in the text of a sum or comparison, in a thought
+SO = "so"  # in a thought: what follows is the answer, or NOT_SAID where more than one is possible
 
 
 @dataclass(frozen=True)
@@ -344,21 +345,22 @@ def _question(puzzle: Puzzle, hidden: str | None, need: Need, user: User, name: 
             "terse": puzzle.values[hidden],
             "unhelpful": NOT_TOLD,
         }[user]
+    asked = need == "asked"
+    untold = asked and user == "unhelpful"
     told = puzzle.thought(None if user != "unhelpful" else hidden)
-    untold = need == "asked" and user == "unhelpful"
     return Question(
         id=name,
         family=puzzle.family,
         kind=need,
         text=puzzle.text(hidden),
         answer=UNKNOWN if untold else puzzle.answer,
-        needs_ask=need == "asked",
+        needs_ask=asked,
         slot=hidden or "",
         replies=replies,
         user=user,
         wording=puzzle.wording,
-        thought=puzzle.thought(hidden),
-        thought_told=NOT_KNOWN if untold else told,
+        thought=f"{puzzle.thought(hidden)} {SO} {NOT_SAID if asked else puzzle.answer}",
+        thought_told=NOT_KNOWN if untold else f"{told} {SO} {puzzle.answer}",
         guess=guess,
     )
 

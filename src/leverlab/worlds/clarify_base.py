@@ -19,7 +19,7 @@ from leverlab.worlds.clarify import CITIES, FIRST_NAMES, NOT_KNOWN, NOT_TOLD, NU
 NEEDS: tuple[Need, ...] = get_args(Need)
 SLOTS = ("surname", "friend", "home", "strength", "weight", "start", "bought")
 _FRAME = (
-    "friends : homes : . , lifts box weighs has buys gives all as I said some ? ?? yes no do not ask "
+    "friends : homes : . , lifts box weighs has buys gives all as I said so some ? ?? yes no do not ask "
     "the colour of the hat is not known"
 )
 
