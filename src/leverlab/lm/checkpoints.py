@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -18,7 +19,8 @@ class MarkWhole(TrainerCallback):
     """Marks each checkpoint once all of it is written. Callbacks that write into it are to be added before."""
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Mark the checkpoint that was just written."""
+        """Mark the checkpoint that was just written, to which every process has added its part by then."""
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             if folder.is_dir():

@@ -1,13 +1,17 @@
 """What the stages of language-model recipes share: the parts of a policy from params, files by id, rows as files."""
 
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from leverlab.config.dialogue_training import UpdateParams
 from leverlab.config.dialogues import DialogueParams
+from leverlab.dvcfile import Declaration, read_declaration
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
 from leverlab.lm.chat import Chat
@@ -69,9 +73,35 @@ def say_every(stage: Stage, every: int) -> Callable[[Mapping[str, float]], None]
     return listen
 
 
+class Follower(Stage):
+    """A run beside the one that publishes: it computes along, and what it writes is thrown away."""
+
+    def __init__(self, declaration: Declaration, home: str, staging: Path):
+        """Write to `staging` instead; the state folder is shared."""
+        super().__init__(declaration, home)
+        self._staging = staging
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+
+    def say(self, text: str) -> None:
+        """Say nothing: the other run does."""
+
+
 def run_seed(stage: str, body: Callable[[Stage, int], None], home: str) -> None:
-    """Run a stage of a matrix over seeds, whose seed is the last word of the command line."""
+    """Run a stage of a matrix over seeds, whose seed is the last word of the command line.
+
+    Of several processes (torchrun) the first runs the stage, and the others follow; it ends when all have ended.
+    """
     seed = sys.argv[-1]
     if not seed.isdecimal():
         raise SystemExit(f"leverlab: stage {stage}: give its seed, a whole number; run it with dvc repro {stage}")
-    run_stage(stage, lambda run: body(run, int(seed)), {"seed": seed}, home)
+
+    def together(run: Stage) -> None:
+        body(run, int(seed))
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+    if os.environ.get("RANK", "0") == "0":
+        run_stage(stage, together, {"seed": seed}, home)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            together(Follower(read_declaration(Path(home) / "dvc.yaml", stage, {"seed": seed}), home, Path(folder)))

@@ -97,7 +97,9 @@ def run_trainer(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(MarkWhole())
     trainer.add_callback(_Rows(settings, columns, on_log))
-    trainer.train(resume_from_checkpoint=resume_point(Path(str(trainer.args.output_dir))))
+    with trainer.args.main_process_first(local=False):  # which removes what a kill left half
+        checkpoint = resume_point(Path(str(trainer.args.output_dir)))
+    trainer.train(resume_from_checkpoint=checkpoint)
     policy.eval()
     return [_row(entry, columns) for entry in trainer.state.log_history if "loss" in entry]
 
