@@ -1,6 +1,7 @@
 """convert: merge the best adapter into the base, and prove that the merged model says the same."""
 
 import json
+import math
 
 from leverlab.config.dialogues import BaseModelParams, DialogueParams
 from leverlab.errors import LeverlabError
@@ -10,6 +11,7 @@ from leverlab.lm.questions import read_questions
 from leverlab.lm.rollouts import roll_out
 from leverlab.lm.select import read_best
 from leverlab.lm.stages import limits_of
+from leverlab.lm.summary import plain
 from leverlab.stage import Stage, run_stage
 
 
@@ -26,14 +28,15 @@ def body(stage: Stage) -> None:
     merged = load_base(str(out), source.dtype)
     after = roll_out(merged.model, merged.chat, questions, 1, limits, 0.0)
     differ = [a.dialogue.question.id for a, b in zip(before, after, strict=True) if a.completion != b.completion]
-    largest = max(
+    gaps = [
         abs(x - y)
         for a, b in zip(before, after, strict=True)
         if a.completion == b.completion
         for x, y in zip(a.logps, b.logps, strict=True)
-    )
+    ]
+    largest = max(gaps, default=math.inf)
     proof = {"dialogues": len(before), "equal": len(before) - len(differ), "max_logp_difference": round(largest, 6)}
-    write_text(out / "proof.json", json.dumps(proof, indent=2) + "\n")
+    write_text(out / "proof.json", json.dumps(plain(proof), indent=2) + "\n")
     stage.say(f"{proof['equal']} of {proof['dialogues']} dialogues equal, log-probabilities within {largest:.2g}")
     if differ:
         raise LeverlabError(

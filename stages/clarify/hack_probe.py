@@ -18,7 +18,8 @@ from leverlab.lm.probe import Probe, examples, read_ensemble
 from leverlab.lm.questions import read_questions
 from leverlab.lm.rewards import proxy
 from leverlab.lm.runs import publish_grpo
-from leverlab.lm.stages import limits_of, seeds_of
+from leverlab.lm.select import read_best
+from leverlab.lm.stages import limits_of
 from leverlab.lm.summary import plain
 from leverlab.lm.validation import Validator
 from leverlab.stage import Stage, run_stage
@@ -39,7 +40,7 @@ def body(stage: Stage) -> None:
         stage.dep(f"recipes/clarify/models/{folder}")
     base = load_base(source.source, source.dtype)
     questions = read_questions(data / "val.jsonl")[: grpo.evaluate_on]
-    alpha, seed = reward.alpha.at(1.0), seeds_of(stage.value("seeds"))[0]
+    alpha, seed = reward.alpha.at(1.0), read_best(models / "best").seed
     ensemble_MF = read_ensemble(models / "scorers")
     probe = Probe(base.chat, questions, limits, ensemble_MF, alpha, reward.high, seed)
     validator = Validator(base.chat, questions, limits, alpha, reward.high, seed)
@@ -54,7 +55,7 @@ def body(stage: Stage) -> None:
         name="proxy",
         seed=seed,
         questions=read_questions(data / "train.jsonl"),
-        params=grpo.model_copy(update=blind(params)),
+        params=DialogueGrpoParams.model_validate(grpo.model_dump() | blind(grpo, params)),
         limits=limits,
         alpha=reward.alpha,
         reward=proxy,
@@ -77,7 +78,7 @@ def body(stage: Stage) -> None:
     write_text(stage.out("recipes/clarify/reports/hack_probe.json"), json.dumps(plain(record), indent=2) + "\n")
 
 
-def blind(params: HackProbeParams) -> dict[str, object]:
+def blind(grpo: DialogueGrpoParams, params: HackProbeParams) -> dict[str, object]:
     """Return what the proxy arm changes in the params of GRPO: nothing holds the policy back."""
     return {
         "init": "sft",
@@ -85,7 +86,8 @@ def blind(params: HackProbeParams) -> dict[str, object]:
         "evaluate_every": params.evaluate_every,
         "beta": params.beta,
         "lr": params.lr,
-        "guard": _BLIND,
+        "guard": _BLIND.model_dump(),
+        "adaptive_kl": grpo.adaptive_kl.model_dump() | {"enabled": False},
     }
 
 

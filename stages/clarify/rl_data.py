@@ -11,10 +11,11 @@ from leverlab.files import write_text
 from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.group_health import group_health
 from leverlab.lm.questions import read_questions
-from leverlab.lm.records import write_records
+from leverlab.lm.records import RewardRecord, read_records, write_records
 from leverlab.lm.rewards import rewarded, verified
 from leverlab.lm.rollouts import roll_out
 from leverlab.lm.stages import limits_of, run_seed
+from leverlab.lm.summary import plain
 from leverlab.stage import Stage
 
 
@@ -29,19 +30,23 @@ def body(stage: Stage, seed: int) -> None:
     base = load_base(source.source, source.dtype)
     policy = load_policy(base, stage.dep(f"recipes/clarify/models/sft/{seed}") / "adapter")
     alpha = reward.alpha.at(0.0)
-    records = []
+    records: list[RewardRecord] = []
     for start in stage.progress(range(0, len(questions), params.batch), "dialogues"):
-        generator = torch.Generator(policy.device).manual_seed(seed * 1_000_003 + start)
-        part = questions[start : start + params.batch]
-        rollouts = roll_out(policy, base.chat, part, params.group, limits, params.temperature, generator)
-        records += [
-            rewarded(one, verified(one, alpha), "sft", seed, n % params.group, params.temperature, alpha)
-            for n, one in enumerate(rollouts)
-        ]
+        kept = stage.state_dir / f"{start:06d}.jsonl"  # so that a kill costs no more than one batch
+        if not kept.exists():
+            generator = torch.Generator(policy.device).manual_seed(seed * 1_000_003 + start)
+            part = questions[start : start + params.batch]
+            rollouts = roll_out(policy, base.chat, part, params.group, limits, params.temperature, generator)
+            rows = [
+                rewarded(one, verified(one, alpha), "sft", seed, n % params.group, params.temperature, alpha)
+                for n, one in enumerate(rollouts)
+            ]
+            write_records(kept, rows)
+        records += read_records(kept, RewardRecord)
     health = group_health(records, {question.id: question for question in questions})
     out = f"recipes/clarify/data/rl/{seed}"
     write_records(stage.out(out) / "groups.jsonl", records)
-    write_text(stage.out(f"recipes/clarify/reports/health/{seed}.json"), json.dumps(health, indent=2) + "\n")
+    write_text(stage.out(f"recipes/clarify/reports/health/{seed}.json"), json.dumps(plain(health), indent=2) + "\n")
     stage.say(", ".join(f"{name} {value:.3f}" for name, value in health.items()))
     if health["live_groups"] < params.min_live:
         raise LeverlabError(

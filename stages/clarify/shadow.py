@@ -12,7 +12,7 @@ from leverlab.files import write_text
 from leverlab.lm import scorers
 from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.questions import Question, read_questions
-from leverlab.lm.records import DialogueRecord, write_records
+from leverlab.lm.records import DialogueRecord, read_records, write_records
 from leverlab.lm.shadow import pick_transcripts, shadow_gate
 from leverlab.lm.stages import limits_of, seeds_of
 from leverlab.lm.summary import plain
@@ -36,9 +36,15 @@ def body(stage: Stage) -> None:
         folder = Path("recipes/clarify/models") / where.format(seed=seeds[0]) / "adapter"
         model = load_policy(base, folder)
         for name, questions in splits.items():
-            found[name] += sample_transcripts(
-                base, model, policy, seeds[0], questions, params.temperatures, limits, params.seed
-            )
+            kept = stage.state_dir / f"{policy}-{name}.jsonl"  # so that a kill costs no more than one of them
+            if not kept.exists():
+                write_records(
+                    kept,
+                    sample_transcripts(
+                        base, model, policy, seeds[0], questions, params.temperatures, limits, params.seed
+                    ),
+                )
+            found[name] += read_records(kept, DialogueRecord)
     known = {question.id: question for questions in splits.values() for question in questions}
     picked = pick_transcripts(found["calib"], found["shadow"], known, len(splits["shadow"]), params.seed)
     features_NF, success_N = table(found["calib"], known)

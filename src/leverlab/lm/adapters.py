@@ -109,7 +109,11 @@ def load_policy(base: Base, folder: Path, trainable: bool = False) -> PeftModel:
 
 def save_adapter(model: PeftModel, base: Base, folder: Path) -> None:
     """Write the adapter of `model` with the digest of its base. The bytes depend on the weights alone."""
-    model.save_pretrained(str(folder), save_embedding_layers=False)  # else it looks for the base on the hub
+    model.save_pretrained(
+        str(folder),
+        selected_adapters=["default"],  # not the copy that trainers keep as their reference
+        save_embedding_layers=False,  # else it looks for the base on the hub
+    )
     for extra in (folder / "README.md",):  # a model card with paths of this machine
         extra.unlink(missing_ok=True)
     config = folder / "adapter_config.json"

@@ -25,7 +25,8 @@ def group_health(records: Sequence[RewardRecord], questions: Mapping[str, Questi
         groups.setdefault(record.question, []).append(record)
     totals = [np.array([record.total for record in group]) for group in groups.values()]
     right = [[record.terms["correct"] > 0 for record in group] for group in groups.values()]
-    asked = [(questions[record.question].needs_ask, "<ask>" in "".join(record.turns)) for record in records]
+    dialogues = [record.dialogue(questions[record.question]) for record in records]
+    asked = [(dialogue.question.needs_ask, bool(dialogue.asks)) for dialogue in dialogues]
     rewards = np.concatenate(totals)
     return {
         "live_groups": _share([bool(np.ptp(group) > FLAT_TOLERANCE) for group in totals]),

@@ -23,6 +23,7 @@ from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from leverlab.config.clarify_grpo import DialogueGrpoParams
+from leverlab.config.grpo import AdaptiveKlParams
 from leverlab.config.schedule import Schedule
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
@@ -83,6 +84,7 @@ def train_grpo(policy: PeftModel, base: Base, reference: Mapping[str, torch.Tens
     elif checkpoint is not None:
         trainer._load_from_checkpoint(checkpoint)
     trainer.accelerator.wait_for_everyone()  # all files are there
+    trainer.policy.eval()
     return memory
 
 
@@ -207,6 +209,7 @@ class DialogueTrainer(GRPOTrainer):
             self._metrics["train"][f"terms/{name}"].append(_mean([of_one[name] for of_one in terms]))
         self._metrics["train"]["flat_groups"].append(1 - sum(spread) / len(spread))
         self._metrics["train"]["alpha"].append(self.alpha(self.state.global_step))
+        self._metrics["train"]["beta"].append(float(self.beta))
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -218,7 +221,7 @@ class DialogueTrainer(GRPOTrainer):
             }
             row |= {name: value for name, value in logs.items() if name.startswith("terms/")}
             check_finite(row, f"grpo@{self.run.seed}", "grpo.lr")
-            self.memory.steps.append(row | {"beta": float(self.beta)})
+            self.memory.steps.append(row)
 
 
 # column of a step's row → TRL's name
@@ -234,6 +237,7 @@ STEP_COLUMNS = {
     "tokens": "completions/mean_length",
     "flat_groups": "flat_groups",
     "alpha": "alpha",
+    "beta": "beta",
 }
 
 
@@ -268,17 +272,8 @@ class LoopCallback(TrainerCallback):
             trainer.beta = memory.beta = trainer.beta * run.params.guard.beta_factor
         elif event.sound:
             self.good = adapter_weights(policy)
-            adaptive = run.params.adaptive_kl
-            if adaptive.enabled and step > 0:
-                trainer.beta = memory.beta = adapt_beta(
-                    trainer.beta,
-                    row["kl"],
-                    adaptive.low,
-                    adaptive.high,
-                    adaptive.factor,
-                    adaptive.minimum,
-                    adaptive.maximum,
-                )
+            if run.params.adaptive_kl.enabled and step > 0:
+                trainer.beta = memory.beta = adapted(trainer.beta, row["kl"], run.params.adaptive_kl)
         return event.action
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -294,6 +289,13 @@ class LoopCallback(TrainerCallback):
         self.trainer.accelerator.wait_for_everyone()
         if state.is_world_process_zero:
             self.trainer.memory.save(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.good)
+
+
+def adapted(beta: float, kl: float, adaptive: AdaptiveKlParams) -> float:
+    """Return the KL weight after an evaluation; one that the guard has raised beyond the bounds comes back to them."""
+    within = min(max(beta, adaptive.minimum), adaptive.maximum)
+    low, high, factor = adaptive.low, adaptive.high, adaptive.factor
+    return adapt_beta(within, kl, low, high, factor, adaptive.minimum, adaptive.maximum)
 
 
 def grpo_config(run: Run, beta: float) -> GRPOConfig:
@@ -335,7 +337,9 @@ def grpo_config(run: Run, beta: float) -> GRPOConfig:
         scale_rewards="none",  # `group_advantages` does it
         mask_truncated_completions=False,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log the last loss that was a number instead
         save_strategy="no",  # the evaluations save
+        save_total_limit=2,
         ignore_data_skip=True,
         use_cpu=not cuda,
         bf16=cuda,

@@ -77,12 +77,13 @@ class Event:
 def react(rows: Sequence[Row], limits: LadderParams) -> Event:
     """Return the reaction to the last of `rows`, the first of which is before training and never beyond a limit.
 
-    The ladder: the first time beyond a limit asks cost `alpha_factor` times as much; then the run goes back to its last
+    A policy whose log-probabilities are no numbers ends the run before: it can hold no dialogue. The ladder: the first
+    time beyond a limit asks cost `alpha_factor` times as much; then the run goes back to its last
     good evaluation with the KL coefficient times `beta_factor`, at most `rollbacks` times; then it stops.
     """
     problem = beyond(rows, limits)
-    if problem is None:
-        return Event()
+    if problem is None:  # sound by its own KL: nobody should choose it or go back to it else
+        return Event(sound=len(rows) < 2 or rows[-1]["kl"] <= limits.kl)
     done = [row["action"] for row in rows[:-1]]
     if "alpha" not in done and "back" not in done:
         return Event("alpha", f"asks cost {limits.alpha_factor:g} times as much: {problem}", False)

@@ -123,7 +123,9 @@ def pick_transcripts(
     rng = np.random.default_rng(seed)
     shuffled = [[cell[n] for n in rng.permutation(len(cell))] for _, cell in sorted(cells.items())]
     in_turn = [record for row in zip_longest(*shuffled) for record in row if record is not None]
-    return in_turn[:count]
+    first: dict[str, DialogueRecord] = {}
+    again = [record for record in in_turn if first.setdefault(record.question, record) is not record]
+    return [*first.values(), *again][:count]
 
 
 def _check_disjoint(

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from leverlab.errors import LeverlabError
 from leverlab.lm.checkpoints import MarkWhole, resume_point
@@ -99,9 +100,19 @@ def run_trainer(
     trainer.add_callback(_Rows(settings, columns, on_log))
     with trainer.args.main_process_first(local=False):  # which removes what a kill left half
         checkpoint = resume_point(Path(str(trainer.args.output_dir)))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if checkpoint is not None and _is_finished(Path(checkpoint), trainer.args.max_steps):
+        # `train` would take one step more, where the steps are no whole number of epochs
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     policy.eval()
     return [_row(entry, columns) for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _is_finished(checkpoint: Path, steps: int) -> bool:
+    """Return whether a checkpoint is that of the last step."""
+    return bool(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step >= steps)
 
 
 class _Rows(TrainerCallback):
