@@ -12,7 +12,7 @@ from leverlab.config.schedule import Schedule
 from leverlab.errors import LeverlabError
 from leverlab.lm.adapters import Base, new_adapter, weights_digest
 from leverlab.lm.chat import Chat
-from leverlab.lm.grpo import DialogueTrainer, Run, train_grpo
+from leverlab.lm.grpo import DialogueTrainer, Run, adapted, train_grpo
 from leverlab.lm.loop import Memory, adapter_weights, beyond, react
 from leverlab.lm.questions import Question
 from leverlab.lm.records import RewardRecord, read_records
@@ -354,3 +354,28 @@ def test_verified_reward_has_a_reason_for_each_term() -> None:
     assert set(paid.terms) == set(paid.reasons) == {"correct", "parses", "thought", "needless"}
     assert parse_turn(found.turns[0].text).parses
     assert json.dumps(dict(paid.terms))
+
+
+def test_an_evaluation_beyond_the_limit_by_itself_is_not_sound() -> None:
+    """(.04 + .05 + .22) / 3 = .103 keeps to .12; the policy itself does not: nobody goes back to it or chooses it."""
+    limits = LadderParams(window=3, kl=0.12, spam=1, format_exploit=1, alpha_factor=1, beta_factor=1, rollbacks=0)
+    rows = [
+        {"step": step, "action": "none", "sound": True, "spam": 0.0, "format_exploit": 0.0, "kl": kl}
+        for step, kl in enumerate((0.0, 0.04, 0.05, 0.22))
+    ]
+    assert (react(rows, limits).action, react(rows, limits).sound) == ("none", False)
+    assert react(rows[:3], limits).sound
+
+
+def test_only_the_adapter_is_kept(unbroken: tuple[Run, Memory, dict[str, torch.Tensor]]) -> None:
+    """Not the reference, which the trainer keeps beside it."""
+    run, _, _ = unbroken
+    assert not [path for path in (run.folder / "steps").rglob("*") if path.is_dir() and path.parent.name != "steps"]
+
+
+def test_a_beta_that_the_guard_has_raised_comes_back_to_its_bounds() -> None:
+    """Above the maximum of 1: held to 1 first, then halved, because the KL is below the window."""
+    adaptive = DialogueGrpoParams.model_validate(PARAMS).adaptive_kl
+    assert adapted(1.4, 0.01, adaptive) == pytest.approx(0.5)
+    assert adapted(0.0001, 0.5, adaptive) == pytest.approx(0.002)
+    assert adapted(0.3, 0.15, adaptive) == pytest.approx(0.3)

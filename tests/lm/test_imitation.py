@@ -217,3 +217,13 @@ def test_tokens_of_a_dialogue() -> None:
     assert own == [False] * len(prompt) + [True] * len(first) + [False] * len(reply) + [True] * len(last)
     assert dialogue_tokens(CHAT, "a", [final("b")], [], cut=True)[0] == [*CHAT.prompt("a"), *CHAT.turn(final("b"))[:-1]]
     assert labels(([5, 6, 7], [False, True, False])) == [-100, 6, -100]
+
+
+def test_a_run_killed_after_its_last_step_takes_no_step_more(tmp_path: Path) -> None:
+    """Four steps are no whole number of epochs of three; what follows training may fail, and is run again."""
+    settings = replace(SETTINGS, epochs=1, steps=4)
+    weights, rows = run(tmp_path, settings, WEIGHTS)
+    again, same = run(tmp_path, settings, WEIGHTS)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert same == rows
+    assert largest_difference(weights, again) == 0.0

@@ -68,7 +68,7 @@ class Change:
 
 
 def make(clone: Clone, files: dict[str, dict[str, Any]]) -> Change:
-    keys = [key for overrides in files.values() for key in overrides]
+    keys = [f"{file}:{key}" for file, overrides in files.items() for key in overrides]
     rows = [row for key in keys for row in json.loads(clone.run("leverlab", "blast", key, "--json"))]
     rows = [row for row in rows if "<new>" not in row["stage"]]  # items of a seed that is added; none is
     said = {row["stage"] for row in rows}
