@@ -9,6 +9,7 @@ from leverlab.config.clarify_alarms import AlarmLimits
 from leverlab.config.clarify_grpo import DialogueGrpoParams, LadderParams
 from leverlab.config.clarify_shadow import HackProbeParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
+from leverlab.errors import LeverlabError
 from leverlab.files import write_text
 from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.alarms import alarms
@@ -19,7 +20,7 @@ from leverlab.lm.questions import read_questions
 from leverlab.lm.rewards import proxy
 from leverlab.lm.runs import publish_grpo
 from leverlab.lm.select import read_best
-from leverlab.lm.stages import limits_of
+from leverlab.lm.stages import limits_of, seeds_of
 from leverlab.lm.summary import plain
 from leverlab.lm.validation import Validator
 from leverlab.stage import Stage, run_stage
@@ -41,6 +42,10 @@ def body(stage: Stage) -> None:
     base = load_base(source.source, source.dtype)
     questions = read_questions(data / "val.jsonl")[: grpo.evaluate_on]
     alpha, seed = reward.alpha.at(1.0), read_best(models / "best").seed
+    if seed not in seeds_of(stage.value("seeds")):
+        raise LeverlabError(
+            f"the best policy has seed {seed}, which params.yaml does not name; run dvc repro select-best"
+        )
     ensemble_MF = read_ensemble(models / "scorers")
     probe = Probe(base.chat, questions, limits, ensemble_MF, alpha, reward.high, seed)
     validator = Validator(base.chat, questions, limits, alpha, reward.high, seed)
