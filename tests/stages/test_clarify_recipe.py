@@ -35,7 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "rl_data": {"questions": 16, "group": 4, "batch": 8, "min_live": 0.0},
     "rce": {"steps": 2, "batch": 8, "save_every": 1},
     "grpo": {"steps": 2, "questions": 4, "group": 4, "evaluate_every": 2, "evaluate_on": 8},
-    "dpo": {"epochs": 1, "batch": 8, "save_every": 2},
+    "dpo": {"epochs": 1, "batch": 8, "save_every": 2, "margin": 0.05},  # an ask less makes a pair
     "infer": {"batch": 12},
     "shadow": {"members": 2, "tie_breaks": 2, "resamples": 100},
     "hack_probe": {"steps": 2, "evaluate_every": 2, "examples": 2},
