@@ -32,19 +32,20 @@ ASKED = (
     FRIEND.model_copy(update={**TOLD, "family": "strategy"}),
     TEXTS.model_copy(update={"family": "math"}),
 )
-TEST = [f"{gguf.HOME}/data/questions", gguf.MERGED]
+FOLDER = "recipes/clarify"
+TEST = [f"{FOLDER}/data/questions", gguf.MERGED]
 PIPELINE = {
     "stages": {
         "gguf": {
             "deps": [*TEST, gguf.BEST],
             "params": ["dialogues", "gguf", "runtime"],
-            "outs": [f"{gguf.HOME}/data/gguf_answers.jsonl", gguf.FILES],
-            "metrics": [f"{gguf.HOME}/reports/gguf.json"],
+            "outs": [f"{FOLDER}/data/gguf_answers.jsonl", gguf.FILES],
+            "metrics": [f"{FOLDER}/reports/gguf.json"],
         },
         "benchmark": {
             "deps": [*TEST, gguf.FILES],
             "params": ["benchmark", "dialogues", "gguf.kinds", "runtime"],
-            "metrics": [f"{gguf.HOME}/reports/benchmark.json"],
+            "metrics": [f"{FOLDER}/reports/benchmark.json"],
         },
     }
 }
@@ -75,14 +76,14 @@ def workspace(policy: Taught) -> Workspace:
     """Make `root` a repository with the merged policy, its questions, and what select-best chose."""
 
     def make(root: Path) -> Path:
-        home = root / gguf.HOME
+        home = root / FOLDER
         shutil.copytree(policy.folder, root / gguf.MERGED)
         for split in ("val", "test"):
             write_records(home / f"data/questions/{split}.jsonl", ASKED)
         write_text(root / gguf.BEST / "best.json", json.dumps({"seed": 2, "step": 40}))
         stages = json.loads(json.dumps(PIPELINE))
         for body in stages["stages"].values():
-            body |= {"wdir": "../..", "cmd": "true", "params": [{f"{gguf.HOME}/params.yaml": body["params"]}]}
+            body |= {"wdir": "../..", "cmd": "true", "params": [{f"{FOLDER}/params.yaml": body["params"]}]}
         write_text(home / "dvc.yaml", json.dumps(stages))
         write_text(home / "params.yaml", json.dumps(PARAMS))
         return root
@@ -94,8 +95,8 @@ def run(root: Path, stage: str = "gguf") -> Path:
     """Run a stage there and return its home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        run_stage(stage, {"gguf": gguf.body, "benchmark": benchmark.body}[stage], home=gguf.HOME)
-    return root / gguf.HOME
+        run_stage(stage, {"gguf": gguf.body, "benchmark": benchmark.body}[stage], home=FOLDER)
+    return root / FOLDER
 
 
 @pytest.fixture(scope="module")

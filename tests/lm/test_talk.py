@@ -60,7 +60,9 @@ class Scripted:
         turn, said = self.turns[len(begun) - 1], len(self.seen) - begun[-1]
         logits = torch.zeros(1, 1, self.size)
         logits[0, 0, turn[said] if said < len(turn) else self.pad] = 50.0
-        nothing = SimpleNamespace(batch_repeat_interleave=lambda _: None, batch_select_indices=lambda _: None)
+        nothing = SimpleNamespace(
+            layers=[], batch_repeat_interleave=lambda _: None, batch_select_indices=lambda _: None
+        )
         return SimpleNamespace(logits=logits, past_key_values=nothing)
 
 
