@@ -68,8 +68,20 @@ def test_echoes() -> None:
         ]
         expected = expected + torch.stack(losses).mean()
     assert float(heads.loss(hidden, ids)) == pytest.approx(float(expected), rel=1e-5)
-    model = tiny.model(CHAT.tokenizer)
-    assert not torch.equal(gradient(model, ROWS, 0.0)[1][1], gradient(model, ROWS, 0.5)[1][1])
+
+
+def test_echoes_add_to_the_gradient() -> None:
+    """Half of the gradient of their loss, on top of that of the text; a batch of one length, in one part."""
+    model, rows = tiny.model(CHAT.tokenizer), ROWS[:1] * 4
+    without, with_echoes = gradient(model, rows, 0.0)[1], gradient(model, rows, 0.5)[1]
+    torch.manual_seed(0)
+    heads = EchoHeads(32, len(CHAT.tokenizer))
+    model.zero_grad()
+    ids = torch.tensor([ids for ids, _ in rows])
+    heads.loss(model.model(input_ids=ids, output_hidden_states=True).hidden_states[2], ids).backward()
+    for text, both, weight in zip(without, with_echoes, model.parameters(), strict=True):
+        expected = text if weight.grad is None else text + 0.5 * weight.grad
+        assert torch.allclose(both, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_the_learning_rate() -> None:
