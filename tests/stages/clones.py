@@ -138,9 +138,11 @@ def stages_run(output: str) -> list[str]:
 
 
 def make_tiny(clone: Clone) -> None:
-    """Make of the copy what a first run on the profile `tiny` finds."""
-    for name in ("dvc.lock", "worlds/digits/dvc.yaml", "worlds/digits/dvc.lock"):
-        (clone.root / name).unlink(missing_ok=True)
+    """Make of the copy what a first run on the profile `tiny` finds: no pipeline but the main one."""
+    (clone.root / "dvc.lock").unlink(missing_ok=True)
+    for place in ("worlds", "recipes"):
+        for path in (clone.root / place).glob("*/dvc.*"):
+            path.unlink()
     for folder in ("reports", "provenance"):
         for path in (clone.root / folder).rglob("*"):
             if path.is_file():
