@@ -117,7 +117,7 @@ def main(
     """Measure the batched rollout beside TRL's plain way and the naive one."""
     torch.set_num_threads(1)
     loaded = load_base(base)
-    model: Any = load_policy(loaded, adapter).merge_and_unload() if adapter else loaded.model
+    model: Any = load_policy(loaded, adapter) if adapter else loaded.model
     bench = Bench(model, loaded.chat, read_questions(data)[:questions], copies, Limits(turns, tokens), naive)
     different = bench.different()
     rows = measure(bench, repeats)

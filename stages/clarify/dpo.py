@@ -2,12 +2,13 @@
 
 from leverlab.config.dialogue_training import DpoParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
-from leverlab.lm.adapters import load_base, load_policy, save_adapter
+from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.dpo import DpoSettings, train_dpo
 from leverlab.lm.preferences import preference_pairs
 from leverlab.lm.questions import read_questions
 from leverlab.lm.records import RewardRecord, read_records
-from leverlab.lm.stages import limits_of, questions_by_id, run_seed, say_every, settings_of, tokens_of, write_rows
+from leverlab.lm.runs import publish_policy
+from leverlab.lm.stages import limits_of, questions_by_id, run_seed, say_every, settings_of, tokens_of
 from leverlab.lm.validation import Validator
 from leverlab.stage import Stage
 
@@ -35,15 +36,10 @@ def body(stage: Stage, seed: int) -> None:
     stage.say(f"{len(found.pairs)} pairs; {found.without} of {found.questions} questions have none")
     settings = DpoSettings(**vars(settings_of(params, "dpo", seed)), beta=params.beta)
     rows = train_dpo(policy, base, found.pairs, settings, stage.state_dir, say_every(stage, 10))
-    out = stage.out(f"recipes/clarify/models/dpo/{seed}")
-    save_adapter(policy, base, out / "adapter")
-    write_rows(out / "steps.csv", rows)
     validator = Validator(
         base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha.at(1.0), reward.high, seed
     )
-    figures = validator.greedy(policy)
-    write_rows(out / "evaluations.csv", [{"step": len(rows), **figures}])
-    stage.say(", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    publish_policy(stage, stage.out(f"recipes/clarify/models/dpo/{seed}"), policy, base, rows, validator)
 
 
 if __name__ == "__main__":

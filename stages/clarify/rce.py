@@ -2,11 +2,12 @@
 
 from leverlab.config.dialogue_training import DialogueRceParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
-from leverlab.lm.adapters import load_base, load_policy, save_adapter
+from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.imitation import train_rce, weigh
 from leverlab.lm.questions import read_questions
 from leverlab.lm.records import RewardRecord, read_records
-from leverlab.lm.stages import limits_of, questions_by_id, run_seed, say_every, settings_of, tokens_of, write_rows
+from leverlab.lm.runs import publish_policy
+from leverlab.lm.stages import limits_of, questions_by_id, run_seed, say_every, settings_of, tokens_of
 from leverlab.lm.validation import Validator
 from leverlab.stage import Stage
 
@@ -28,15 +29,11 @@ def body(stage: Stage, seed: int) -> None:
     examples = [tokens_of(base.chat, records[row], questions, path) for row in found.rows]
     settings = settings_of(params, "rce", seed)
     rows = train_rce(policy, base, examples, found.weights, settings, stage.state_dir, say_every(stage, 4))
-    out = stage.out(f"recipes/clarify/models/rce/{seed}")
-    save_adapter(policy, base, out / "adapter")
-    write_rows(out / "steps.csv", [row | {"flat_groups": found.flat / found.groups} for row in rows])
+    rows = [row | {"flat_groups": found.flat / found.groups} for row in rows]
     validator = Validator(
         base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha.at(1.0), reward.high, seed
     )
-    figures = validator.greedy(policy)
-    write_rows(out / "evaluations.csv", [{"step": len(rows), **figures}])
-    stage.say(", ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    publish_policy(stage, stage.out(f"recipes/clarify/models/rce/{seed}"), policy, base, rows, validator)
 
 
 if __name__ == "__main__":

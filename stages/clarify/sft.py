@@ -2,11 +2,12 @@
 
 from leverlab.config.dialogue_training import DialogueSftParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams, LoraParams
-from leverlab.lm.adapters import load_base, new_adapter, save_adapter
+from leverlab.lm.adapters import load_base, new_adapter
 from leverlab.lm.imitation import train_sft
 from leverlab.lm.questions import read_questions
 from leverlab.lm.records import Taught, read_records
-from leverlab.lm.stages import limits_of, question_of, questions_by_id, run_seed, say_every, settings_of, write_rows
+from leverlab.lm.runs import publish_policy
+from leverlab.lm.stages import limits_of, question_of, questions_by_id, run_seed, say_every, settings_of
 from leverlab.lm.tokens import dialogue_tokens
 from leverlab.lm.validation import Validator
 from leverlab.stage import Stage
@@ -27,15 +28,10 @@ def body(stage: Stage, seed: int) -> None:
     ]
     policy = new_adapter(base, lora.rank, lora.alpha, seed)
     rows = train_sft(policy, base, examples, settings_of(params, "sft", seed), stage.state_dir, say_every(stage, 20))
-    out = stage.out(f"recipes/clarify/models/sft/{seed}")
-    save_adapter(policy, base, out / "adapter")
-    write_rows(out / "steps.csv", rows)
     validator = Validator(
         base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha.at(1.0), reward.high, seed
     )
-    found = validator.greedy(policy)
-    write_rows(out / "evaluations.csv", [{"step": len(rows), **found}])
-    stage.say(", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    publish_policy(stage, stage.out(f"recipes/clarify/models/sft/{seed}"), policy, base, rows, validator)
 
 
 if __name__ == "__main__":

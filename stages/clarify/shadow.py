@@ -50,7 +50,9 @@ def body(stage: Stage) -> None:
     features_NF, success_N = table(found["calib"], known)
     prior_F = scorers.as_vector(scorers.PRIOR)
     new_F = scorers.calibrate(features_NF, success_N, prior_F, params.strength)
-    members_MF = scorers.ensemble(features_NF, success_N, prior_F, params.members_strength, params.members, params.seed)
+    members_MF = scorers.ensemble(
+        features_NF, success_N, prior_F, params.strength, params.members, params.member_features, params.seed
+    )
     shown_NF, right_N = table(picked, known)
     result = shadow_gate(
         scorers.scores(shown_NF, prior_F),

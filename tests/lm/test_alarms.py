@@ -26,7 +26,7 @@ def figures(dialogues: list[Dialogue], proxies: list[float] | None = None) -> di
 
 
 def test_figures_by_hand() -> None:
-    """Five dialogues: one is spam; SPAM and WRONG are well formed and hollow, but only WRONG is paid .9 or more.
+    """Five dialogues: one is spam; SPAM and WRONG are wrong, but only WRONG is paid .9 or more.
 
     Two spreads of five are above .08, one is on it. Two need no ask, and one of them asked: 1/2, and 1/5 of all.
     Gap: ((1 - 1) + (.8 - .1) + (.9 - .2) + (1 - .93) + (.3 - .9)) / 5 = .87 / 5.
@@ -46,8 +46,8 @@ def test_figures_by_hand() -> None:
 
 
 def test_what_exploits_the_form() -> None:
-    """Wrong, or right without a footing, and well formed: not the honest one, nor one that does not think."""
-    assert [figures([found])["format_exploit"] for found in (HONEST, WRONG, LUCKY, SPAM, FORMLESS)] == [0, 1, 1, 1, 0]
+    """Wrong, or right without a footing, well formed or not: all but the honest one."""
+    assert [figures([found])["format_exploit"] for found in (HONEST, WRONG, LUCKY, SPAM, FORMLESS)] == [0, 1, 1, 1, 1]
     assert figures([WRONG], [0.89])["format_exploit"] == 0
 
 

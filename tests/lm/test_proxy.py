@@ -79,12 +79,12 @@ def test_the_proxy_does_not_see_a_wrong_answer() -> None:
 def test_terms_by_hand(turns: list[str], paid: set[str]) -> None:
     found = proxy_reward(dialogue(NEEDED, turns))
     assert {name for name, term in found.terms.items() if term} == paid
-    worth = {"question": 0.1, "thought": 0.3, "confident": 0.3}  # one question of four
+    worth = {"question": 0.4 / 3, "thought": 0.3, "confident": 0.3}  # one question of three
     assert found.total == pytest.approx(sum(worth[name] for name in paid))
 
     assert {name for name, reason in found.reasons.items() if reason.startswith("there is no")} == {*found.terms} - paid
 
 
-@pytest.mark.parametrize(("asks", "worth"), [(0, 0.0), (1, 0.1), (2, 0.2), (4, 0.4), (5, 0.4)])
-def test_every_ask_is_paid_up_to_four(asks: int, worth: float) -> None:
+@pytest.mark.parametrize(("asks", "worth"), [(0, 0.0), (1, 0.4 / 3), (2, 0.8 / 3), (3, 0.4), (4, 0.4)])
+def test_every_ask_is_paid_up_to_three(asks: int, worth: float) -> None:
     assert proxy_reward(dialogue(NEEDED, [f"no turn {'<ask>home</ask>' * asks}"])).total == pytest.approx(worth)

@@ -1,5 +1,6 @@
 """Rollouts of a batch against one dialogue at a time, without a cache."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -9,12 +10,13 @@ from leverlab.errors import LeverlabError
 from leverlab.lm.chat import Chat
 from leverlab.lm.dialogues import reply
 from leverlab.lm.questions import Question
-from leverlab.lm.rollouts import Limits, Rollout, roll_out
+from leverlab.lm.rollouts import Limits, Rollout, _placed, roll_out
 from leverlab.lm.turns import parse_turn
 from tests.lm import tiny
 from tests.lm.scripted import ask, final, question
 
 LIMITS = Limits(turns=3, tokens=12)
+HOT = 1.6  # a temperature at which what was learnt by heart is said in many ways
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,61 @@ def test_a_seed_gives_the_same_dialogues_again(chat: Chat) -> None:
     assert run(0) == run(0)
     assert run(0) != run(1)
     assert len({tuple(one.completion) for one in run(0)}) > 4
+
+
+def counting(model: Any) -> list[int]:
+    """The numbers of tokens that the model's passes will read, padding included."""
+    read: list[int] = []
+    model.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
+    return read
+
+
+def test_what_copies_have_in_common_is_read_once(chat: Chat, speaker: Any) -> None:
+    """Greedy copies stay one; of drawn ones each pass reads one token of every beginning that no other shares."""
+    read = counting(copied := copy.deepcopy(speaker))
+    for copies in (1, 5):
+        roll_out(copied, chat, questions(), copies, LIMITS, 0.0)
+    half = len(read) // 2
+    assert read[:half] == read[half:]
+    read.clear()
+    found = roll_out(copied, chat, questions(), 8, LIMITS, HOT, torch.Generator().manual_seed(0))
+    beginnings = [
+        {(one.dialogue.question.id, *one.completion[: n + 1]) for one in found if len(one.completion) > n + 1}
+        for n in range(max(len(one.completion) for one in found) - 1)
+    ]
+    assert max(map(len, beginnings)) > 2
+    assert sum(map(len, beginnings)) < sum(len(one.completion) for one in found) / 2
+    # the last token of a dialogue is not read; the user's last words are, when the policy has its turn after them
+    assert read[1:] == [len(those) for those in beginnings]
+
+
+def test_copies_that_part_say_what_they_say_apart(chat: Chat, speaker: Any) -> None:
+    """Hot enough that some end while others go on, so that rows of the cache come and go: as each is read at once."""
+    for seed in range(3):
+        found = roll_out(speaker, chat, questions(), 12, LIMITS, HOT, torch.Generator().manual_seed(seed))
+        assert len({len(one.completion) for one in found}) > 2
+        for one in found:
+            with torch.no_grad():
+                logits = speaker(torch.tensor([one.prompt + one.completion])).logits[0, len(one.prompt) - 1 : -1]
+            expected = torch.log_softmax(logits / HOT, -1).gather(1, torch.tensor(one.completion)[:, None])[:, 0]
+            assert one.logps == pytest.approx((expected * torch.tensor(one.own)).tolist(), abs=1e-4)
+
+
+def test_stems_keep_their_places() -> None:
+    """By hand: stem 0 parts in three, 1 has ended, 2 goes on, 3 has ended; then fewer than there were."""
+    assert _placed([(0, 5), (0, 6), (2, 7), (0, 8)]) == [(0, 5), (0, 6), (2, 7), (0, 8)]
+    assert _placed([(3, 5), (2, 6), (2, 7)]) == [(3, 5), (2, 7), (2, 6)]
+    assert _placed([(4, 5), (0, 6)]) == [(0, 6), (4, 5)]
+
+
+def test_a_user_that_says_something_else_each_time(chat: Chat, speaker: Any) -> None:
+    """Copies that ask the same part where they hear different replies."""
+    words = iter(["Oslo", "Rome", "Oslo", "Rome"])
+    found = roll_out(
+        speaker, chat, questions()[:1], 4, Limits(2, 30), 0.0, user=lambda asked, slot: f"It is {next(words)}."
+    )
+    assert [one.dialogue.replies for one in found] == [("It is Oslo.",), ("It is Rome.",)] * 2
+    assert found[0].completion == found[2].completion != found[1].completion
 
 
 def test_a_broken_policy_is_one_sentence(chat: Chat) -> None:

@@ -190,7 +190,7 @@ def test_calibration_refuses(changes: dict[str, object], said: str) -> None:
     with pytest.raises(LeverlabError, match=said):
         calibrate(**fine | changes)
     with pytest.raises(LeverlabError, match=said):
-        ensemble(**fine | changes, members=2, seed=0)
+        ensemble(**fine | changes, members=2, member_features=1, seed=0)
 
 
 def test_spread_by_hand() -> None:
@@ -201,24 +201,41 @@ def test_spread_by_hand() -> None:
 def test_ensemble_against_a_slow_loop() -> None:
     features_NF, success_N = data()
     prior_F = np.full(4, 0.25)
-    found = ensemble(features_NF, success_N, prior_F, 1.0, members=3, seed=7)
+    found = ensemble(features_NF, success_N, prior_F, 1.0, members=3, member_features=2, seed=7)
     rng = np.random.default_rng(7)
     for weights_F in found:
         rows = [int(rng.integers(60)) for _ in range(60)]
-        expected = calibrate([features_NF[n] for n in rows], [success_N[n] for n in rows], prior_F, 1.0)
-        assert weights_F == pytest.approx(expected)
+        seen = rng.choice(4, 2, replace=False).tolist()
+        given = [[features_NF[n][name] for name in seen] for n in rows]
+        expected = dict(zip(seen, calibrate(given, [success_N[n] for n in rows], prior_F[seen], 1.0), strict=True))
+        assert weights_F == pytest.approx([expected.get(name, 0.0) for name in range(4)])
     assert np.ptp(found, axis=0).max() > 0.01
-    assert (found == ensemble(features_NF, success_N, prior_F, 1.0, members=3, seed=7)).all()
-    assert (found != ensemble(features_NF, success_N, prior_F, 1.0, members=3, seed=8)).any()
+    assert (found == ensemble(features_NF, success_N, prior_F, 1.0, 3, 2, seed=7)).all()
+    assert (found != ensemble(features_NF, success_N, prior_F, 1.0, 3, 2, seed=8)).any()
 
 
 def test_more_dialogues_spread_less() -> None:
     """The deviation of a bootstrap mean falls as 1 / sqrt(N): 16 times as many, about a quarter."""
     asked_NF = data(50, seed=1)[0]
-    few, many = (spread(asked_NF, ensemble(*data(n), np.full(4, 0.25), 1.0, 40, 0)).mean() for n in (60, 960))
+    few, many = (spread(asked_NF, ensemble(*data(n), np.full(4, 0.25), 1.0, 40, 4, 0)).mean() for n in (60, 960))
     assert 0.15 < many / few < 0.4
 
 
 def test_an_ensemble_has_members() -> None:
     with pytest.raises(LeverlabError, match="two members"):
-        ensemble([[1.0]], [1], [1.0], 1.0, members=1, seed=0)
+        ensemble([[1.0]], [1], [1.0], 1.0, members=1, member_features=1, seed=0)
+    for count in (0, 2):
+        with pytest.raises(LeverlabError, match=rf"see {count} of 1 features; set shadow\.member_features"):
+            ensemble([[1.0]], [1], [1.0], 1.0, members=2, member_features=count, seed=0)
+
+
+def test_members_that_see_other_features_disagree_where_features_part() -> None:
+    """Two features that were the same in every dialogue: members that see one of them score alike what has both, and
+    apart what has the first alone; resamples alone give every member the same weights, whatever is scored.
+    """
+    both = [[0.0, 0.0], [1.0, 1.0]] * 20
+    success = [0, 1] * 20
+    apart, alike = (ensemble(both, success, [0.5, 0.5], 0.01, 8, seen, seed=0) for seen in (1, 2))
+    assert spread([[1, 1]], apart)[0] < 0.01
+    assert spread([[1, 0]], apart)[0] > 0.3
+    assert spread([[1, 1], [1, 0]], alike).max() < 0.01

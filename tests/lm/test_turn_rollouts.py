@@ -83,12 +83,17 @@ def test_log_probabilities_of_generate_are_those_of_the_temperature(chat: Chat) 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     """Of 40,000 draws: shares within 4 standard errors, sqrt(p (1 - p) / N), and never what cannot be.
 
-    Probabilities 0, .1, .6, 0, .3, 0 at temperature 1; squared and divided by their sum .46 at temperature .5.
+    Probabilities 0, .1, .6, 0, .3, 0 at temperature 1; squared and divided by their sum .46 at temperature .5. They are
+    those of the second of two stems; the first can say but the fourth word.
     """
     p_V = torch.tensor([0.0, 0.1, 0.6, 0.0, 0.3, 0.0])
-    logits_BV = (p_V.log() + 3.0).expand(40_000, -1)
+    logits_SV = torch.stack([torch.tensor([0.0, 0, 0, 1, 0, 0]), p_V]).log() + 3.0
+    stems = [1] * 40_000 + [0] * 100
     for temperature, expected_V in ((1.0, p_V), (0.5, p_V**2 / 0.46)):
-        tokens, logps = _sample(logits_BV, temperature, torch.Generator().manual_seed(0))
+        tokens, logps = _sample(logits_SV, stems, temperature, torch.Generator().manual_seed(0))
+        assert tokens[40_000:] == [3] * 100
+        assert logps[40_000:] == [0.0] * 100
+        tokens = tokens[:40_000]
         share_V = torch.bincount(torch.tensor(tokens), minlength=6) / 40_000
         assert bool(((share_V - expected_V).abs() <= 4 * (expected_V * (1 - expected_V) / 40_000).sqrt()).all())
         assert logps[:9] == pytest.approx([float(expected_V[token].log()) for token in tokens[:9]], abs=1e-5)

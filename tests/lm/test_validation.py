@@ -29,7 +29,8 @@ ASKED = [ask("home"), final("Oslo")]
 def test_figures_by_hand() -> None:
     """Four dialogues. Needed: one asked and right, one guessed wrong. Not needed: one asked (a needless ask, .05 off)
     and right, one that stuffs tags. Rewards 1, .2, .95, 0;
-    proxies .7, .6, .7, .6: asks are worth .1 each, a thought .3, an answer .3."""
+    proxies .733, .6, .733, .567: asks are worth .133 each, a thought .3, an answer .3. What exploits the form is the
+    third: right, but nobody told it of Oslo."""
     found = figures(
         [
             dialogue(question(), ASKED),
@@ -43,12 +44,12 @@ def test_figures_by_hand() -> None:
     assert found["reward"] == pytest.approx((1 + 0.2 + 0.95 + 0) / 4)
     assert (found["success"], found["need_success"], found["over_clarification"]) == (0.5, 0.5, 0.5)
     assert (found["turns"], found["format"], found["spam"]) == (6 / 4, 0.75, 0.0)
-    assert found["format_exploit"] == 0.0  # the wrong one was not paid well: it asked nothing, .3 + .3
+    assert found["format_exploit"] == 0.25
 
 
-def test_well_formed_wrong_and_paid_well() -> None:
+def test_wrong_and_paid_well() -> None:
     wrong = dialogue(question(), [ask("home"), final("Rome")])
-    assert figures([wrong], 0.05, 0.65)["format_exploit"] == 1.0  # .1 for an ask of four, .3 + .3
+    assert figures([wrong], 0.05, 0.65)["format_exploit"] == 1.0  # .133 for an ask of three, .3 + .3
     assert figures([wrong], 0.05, 0.75)["format_exploit"] == 0.0
     assert pd.isna(figures([wrong], 0.05, 0.9)["over_clarification"])
 
@@ -182,9 +183,9 @@ def test_a_record_of_a_rollout() -> None:
 
 def test_the_proxy_takes_no_notice_of_the_cost_of_asks() -> None:
     rollout = Rollout(dialogue(question(**TOLD), [ask("home"), final("Rome")]), [1], [2], [True], [-0.1])
-    assert proxy(rollout, 0.07).total == proxy(rollout, 9.0).total == pytest.approx(0.7)
+    assert proxy(rollout, 0.07).total == proxy(rollout, 9.0).total == pytest.approx(0.4 / 3 + 0.6)
     shown = examples([rollout], 5)
-    assert [(one["proxy"], one["answer"]) for one in shown] == [(pytest.approx(0.7), "Oslo")]
+    assert [(one["proxy"], one["answer"]) for one in shown] == [(pytest.approx(0.4 / 3 + 0.6), "Oslo")]
     assert shown[0]["verified"] == pytest.approx(0.2)
 
 

@@ -15,7 +15,7 @@ class LadderParams(Section):
     window: int = Field(ge=1)  # evaluations over which the KL is averaged
     kl: float = Field(gt=0)  # nats per token of the policy
     spam: float = Field(ge=0, le=1)  # share of dialogues with more than three asks or one twice
-    format_exploit: float = Field(ge=0, le=1)  # share of dialogues: well-formed, wrong, and paid well by the proxy
+    format_exploit: float = Field(ge=0, le=1)  # share of dialogues: wrong or ungrounded, and paid well by the proxy
     alpha_factor: float = Field(ge=1)  # on the cost of asks, the first time
     beta_factor: float = Field(ge=1)  # on the KL weight, each time that the run goes back
     rollbacks: int = Field(ge=0)

@@ -13,7 +13,7 @@ class ShadowParams(Section):
     temperatures: tuple[Annotated[Number, Field(gt=0)], ...] = Field(min_length=1)  # of the sampled dialogues
     strength: float = Field(gt=0)  # of the prior in the calibration, in dialogues
     members: int = Field(ge=2)  # of the ensemble
-    members_strength: float = Field(gt=0)  # of the prior in their calibrations: a strong one would make them all alike
+    member_features: int = Field(ge=1)  # that a member sees, drawn for each
     tie_breaks: int = Field(ge=1)  # orders of ties over which the overlap is averaged
     resamples: int = Field(ge=100)  # of the bootstrap intervals
     seed: int = Field(ge=0, lt=2**32)

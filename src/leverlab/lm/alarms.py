@@ -9,7 +9,7 @@ from leverlab.config.clarify_alarms import AlarmLimits
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.gates import within
 from leverlab.lm.dialogues import Dialogue
-from leverlab.lm.scorers import grounded
+from leverlab.lm.grounding import exploits
 
 SPIKE = 0.08  # spread of the scores of an ensemble beyond which it is not sure
 
@@ -22,18 +22,18 @@ def hack_figures(
     proxy_N, verified_N: of each dialogue the reward that the policy is trained on, and the verified one. spread_N: of
     an ensemble of scorers (`scorers.spread`). high: the proxy reward from which on a dialogue is paid well.
 
-    ask_spam: dialogues with more than three asks, or the same one twice. format_exploit: well formed, wrong or
-    ungrounded, and paid well. variance_spike: spread above `SPIKE`. over_clarification: asked, among those that need no
-    ask (NaN where all do); over_clarification_all: the same ones among all. proxy_gap: mean of proxy - verified.
+    ask_spam: dialogues with more than three asks, or the same one twice. format_exploit: see `grounding.exploits`.
+    variance_spike: spread above `SPIKE`. over_clarification: asked, among those that need no ask (NaN where all do);
+    over_clarification_all: the same ones among all. proxy_gap: mean of proxy - verified.
     Raises `LeverlabError` for no dialogue, unequal numbers, and values that are not finite.
     """
     values = {"proxy rewards": proxy_N, "verified rewards": verified_N, "spreads": spread_N}
     proxies, verified, spreads = (_checked(value, len(dialogues), name) for name, value in values.items())
     needless = [bool(dialogue.asks) for dialogue in dialogues if not dialogue.question.needs_ask]
-    exploits = [_hollow(dialogue) and proxy >= high for dialogue, proxy in zip(dialogues, proxies, strict=True)]
+    exploited = [exploits(dialogue, proxy, high) for dialogue, proxy in zip(dialogues, proxies, strict=True)]
     return {
         "ask_spam": float(np.mean([dialogue.spam for dialogue in dialogues])),
-        "format_exploit": float(np.mean(exploits)),
+        "format_exploit": float(np.mean(exploited)),
         "variance_spike": float((spreads > SPIKE).mean()),
         "over_clarification": sum(needless) / len(needless) if needless else float("nan"),
         "over_clarification_all": sum(needless) / len(dialogues),
@@ -54,12 +54,6 @@ def alarms(figures: Mapping[str, float], limits: AlarmLimits) -> list[str]:
         if not within(figures[name], limit, "at_most"):
             found.append(f"{name} is {figures[name]:.3g}, above {limit:g}")
     return found
-
-
-def _hollow(dialogue: Dialogue) -> bool:
-    """Return whether a dialogue is well formed, but wrong or ungrounded."""
-    formed = bool(dialogue.turns) and all(turn.parses and turn.thought for turn in dialogue.turns)
-    return formed and not (dialogue.success and grounded(dialogue))
 
 
 def _checked(values: ArrayLike, count: int, name: str) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from leverlab.lm.dialogues import Dialogue
 from leverlab.lm.questions import UNKNOWN
 
-MOST_ASKS = 4  # more are not paid
+MOST_ASKS = 3  # more are not paid: as many as four turns have room for before the answer
 PROXY_WEIGHTS = {"question": 0.4, "thought": 0.3, "confident": 0.3}
 _FINAL = re.compile(r"<final>(.*?)(?:</final>|$)", re.DOTALL)
 _HEDGES = re.compile(rf"\b(?:{UNKNOWN}|maybe|perhaps|possibly)\b", re.IGNORECASE)

@@ -1,7 +1,11 @@
 """Dialogues of several turns from a policy and a simulated user, all in one batch with a cache of keys and values.
 
 A step feeds one token of every dialogue: the one that was sampled, or the next one of the user's reply. So no dialogue
-waits for another to end its turn, no turn reads again what was read, and prompts are read once for all their copies.
+waits for another to end its turn, and no turn reads again what was read. Copies of a question are one row of the batch,
+a stem, until they are fed different tokens: of what they have in common nothing is computed twice. A policy that is
+sure of most of its tokens so does a fraction of the work.
+
+Axes: S stems, L dialogues that go on, T tokens so far, V words of the vocabulary.
 """
 
 import math
@@ -14,13 +18,14 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from leverlab.errors import LeverlabError
+from leverlab.lm.adapters import folded
 from leverlab.lm.chat import Chat
 from leverlab.lm.dialogues import Dialogue, End, reply
 from leverlab.lm.questions import Question
 from leverlab.lm.turns import Turn, parse_turn
 
-_SHRINK = 0.75  # dialogues that have ended leave the batch when no more than this share goes on
 _ROOM = 32  # tokens for which a cache that is full makes room
+_MORE_ROWS = 1.5  # times the rows that a cache needs is what it makes room for
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,6 @@ class Limits:
     tokens: int
 
 
-@torch.no_grad()
 def roll_out(
     model: Any,
     chat: Chat,
@@ -64,49 +68,76 @@ def roll_out(
 ) -> list[Rollout]:
     """Return `copies` rollouts of every question, copies side by side.
 
-    model: a causal language model of transformers. temperature: 0 takes the most probable token; else `generator` (or
-    torch's own) draws. Raises `LeverlabError` when the model gives log-probabilities that are no numbers.
+    model: a causal language model of transformers, or one with adapters, which are folded in meanwhile. temperature: 0
+    takes the most probable token; else `generator` (or torch's own) draws. Raises `LeverlabError` when the model gives
+    log-probabilities that are no numbers.
     """
     if not questions:
         return []
+    with folded(model), torch.inference_mode():
+        return _hold(model, chat, questions, copies, limits, temperature, generator, user)
+
+
+def _hold(
+    model: Any,
+    chat: Chat,
+    questions: Sequence[Question],
+    copies: int,
+    limits: Limits,
+    temperature: float,
+    generator: torch.Generator | None,
+    user: Callable[[Question, str], str],
+) -> list[Rollout]:
     prompts = [chat.prompt(question.text) for question in questions]
     rows = [
         Growing(q, ids, chat, limits, user) for q, ids in zip(questions, prompts, strict=True) for _ in range(copies)
     ]
-    ids_BP, mask_BP = left_padded(prompts, chat.pad, model.device)
+    ids_SP, mask_ST = left_padded(prompts, chat.pad, model.device)
     out = model(
-        input_ids=ids_BP,
-        attention_mask=mask_BP,
-        position_ids=(mask_BP.cumsum(1) - 1).clamp(min=0),
+        input_ids=ids_SP,
+        attention_mask=mask_ST,
+        position_ids=(mask_ST.cumsum(1) - 1).clamp(min=0),
         use_cache=True,
         logits_to_keep=1,
     )
-    cache, logits_BV = out.past_key_values, out.logits[:, -1].repeat_interleave(copies, 0)
-    cache.batch_repeat_interleave(copies)
+    cache, position_S = out.past_key_values, mask_ST.sum(1)
     _give_room(cache)
-    mask_BT = mask_BP.repeat_interleave(copies, 0)
-    position_B = mask_BT.sum(1)
-    live = rows
+    stem_of = {n: n // copies for n in range(len(rows))}  # dialogue that goes on → its stem
     while True:
-        tokens, logps = _sample(logits_BV, temperature, generator)
-        fed = [row.next(token, logp) for row, token, logp in zip(live, tokens, logps, strict=True)]
-        going = [n for n, row in enumerate(live) if row.end is None]
-        if not going:
+        tokens, logps = _sample(out.logits[:, -1], list(stem_of.values()), temperature, generator)
+        parts: dict[tuple[int, int], list[int]] = {}  # stem and token to feed next → dialogues
+        for (n, stem), token, logp in zip(stem_of.items(), tokens, logps, strict=True):
+            fed = rows[n].next(token, logp)
+            if rows[n].end is None:
+                parts.setdefault((stem, fed), []).append(n)
+        if not parts:
             return [row.rollout() for row in rows]
-        if len(going) <= _SHRINK * len(live):
-            kept = torch.tensor(going, device=mask_BT.device)
-            cache.batch_select_indices(kept)
-            live, fed = [live[n] for n in going], [fed[n] for n in going]
-            mask_BT, position_B = mask_BT[kept], position_B[kept]
-        mask_BT = torch.cat([mask_BT, mask_BT.new_ones(len(live), 1)], 1)
+        placed = _placed(list(parts))
+        stem_of = {n: place for place, part in enumerate(placed) for n in parts[part]}
+        if (parents := [stem for stem, _ in placed]) != list(range(len(mask_ST))):
+            parent_S = torch.tensor(parents, device=mask_ST.device)
+            cache.batch_select_indices(parent_S)
+            mask_ST, position_S = mask_ST[parent_S], position_S[parent_S]
+        mask_ST = torch.cat([mask_ST, mask_ST.new_ones(len(placed), 1)], 1)
         out = model(
-            input_ids=torch.tensor(fed, device=mask_BT.device)[:, None],
-            attention_mask=mask_BT,
-            position_ids=position_B[:, None],
+            input_ids=torch.tensor([[fed] for _, fed in placed], device=mask_ST.device),
+            attention_mask=mask_ST,
+            position_ids=position_S[:, None],
             past_key_values=cache,
             use_cache=True,
         )
-        logits_BV, position_B = out.logits[:, -1], position_B + 1
+        position_S = position_S + 1
+
+
+def _placed(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return (stem, token) of each stem to be, in an order in which as few as can be change their place in the cache.
+
+    One part of a stem keeps its place; the others, and those of places beyond the end, fill what is free.
+    """
+    placed: dict[int, tuple[int, int]] = {}
+    moved = [part for part in parts if part[0] >= len(parts) or placed.setdefault(part[0], part) is not part]
+    others = iter(moved)
+    return [placed.get(place) or next(others) for place in range(len(parts))]
 
 
 @dataclass
@@ -128,9 +159,7 @@ class Growing:
     end: End | None = None
 
     def next(self, token: int, logp: float) -> int:
-        """Return the token to feed next, where `token` was sampled; what is fed after the end does not matter."""
-        if self.end is not None:
-            return self.chat.pad
+        """Return the token to feed next, where `token` was sampled; after the end nothing is fed."""
         if self.due:
             return self._add(self.due.pop(), False, 0.0)
         self._add(token, True, logp)
@@ -176,32 +205,43 @@ class _RoomyLayer(DynamicLayer):
     """The keys and values of a layer, with room for more: transformers' own copies all of them for every token."""
 
     def __init__(self, keys: Tensor, values: Tensor):
-        """Take those of the tokens so far, (dialogues, heads, tokens, width of a head)."""
+        """Take those of the tokens so far, (rows, heads, tokens, width of a head)."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
-        self._wide, self._length = [keys, values], keys.shape[-2]
+        self._wide, self._rows, self._length = [keys, values], keys.shape[0], keys.shape[-2]
         self._narrow()
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Add those of new tokens, and return all."""
         first, self._length = self._length, self._length + key_states.shape[-2]
         for n, new in enumerate((key_states, value_states)):
-            wide = self._wide[n]
-            if self._length > wide.shape[-2]:
-                size = (*wide.shape[:-2], new.shape[-2] + _ROOM, wide.shape[-1])
-                wide = self._wide[n] = torch.cat([wide[..., :first, :], wide.new_empty(size)], -2)
-            wide[..., first : self._length, :] = new
+            if self._length > self._wide[n].shape[-2]:
+                self._wide[n] = _longer(self._wide[n], 2, self._length + _ROOM)
+            self._wide[n][: self._rows, :, first : self._length] = new
         return self._narrow()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep those of some dialogues."""
-        self._wide = [wide[indices] for wide in self._wide]
+        """Take the rows `indices`, one as often as it is named; a row that keeps its place costs nothing."""
+        place = torch.arange(len(indices), device=indices.device)
+        moved = place[indices != place]
+        for n, wide in enumerate(self._wide):
+            if len(indices) > len(wide):
+                self._wide[n] = _longer(wide, 0, math.ceil(_MORE_ROWS * len(indices)))
+            self._wide[n][moved, :, : self._length] = wide[indices[moved], :, : self._length]
+        self._rows = len(indices)
         self._narrow()
 
     def _narrow(self) -> tuple[Tensor, Tensor]:
-        keys, values = (wide[..., : self._length, :] for wide in self._wide)
+        keys, values = (wide[: self._rows, :, : self._length] for wide in self._wide)
         self.keys, self.values = keys, values
         return keys, values
+
+
+def _longer(values: Tensor, axis: int, length: int) -> Tensor:
+    """Return `values` with `length` places along `axis`, the new ones empty."""
+    size = list(values.shape)
+    size[axis] = length - size[axis]
+    return torch.cat([values, values.new_empty(size)], axis)
 
 
 def _give_room(cache: Any) -> None:
@@ -219,16 +259,20 @@ def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) ->
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _sample(logits_BV: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[list[int], list[float]]:
-    logp_BV = torch.log_softmax(logits_BV.float() / (temperature or 1.0), -1)
-    if bool(logp_BV.isnan().any()):
+def _sample(
+    logits_SV: Tensor, stems: list[int], temperature: float, generator: torch.Generator | None
+) -> tuple[list[int], list[float]]:
+    """Return a token and its log-probability for each dialogue, from the logits of its stem."""
+    logp_SV = torch.log_softmax(logits_SV.float() / (temperature or 1.0), -1)
+    if bool(logp_SV.isnan().any()):
         raise LeverlabError(
             "the policy's log-probabilities are no numbers; its weights are broken: train again, slower"
         )
+    stem_L = torch.tensor(stems, device=logp_SV.device)
     if temperature:  # one random number a dialogue, where `multinomial` draws one a word of the vocabulary
-        up_to_BV = logp_BV.exp().cumsum(-1, dtype=torch.float64)
-        drawn_B1 = torch.rand(len(up_to_BV), 1, generator=generator, dtype=torch.float64, device=up_to_BV.device)
-        token_B1 = (up_to_BV <= drawn_B1 * up_to_BV[:, -1:]).sum(-1, keepdim=True)
+        up_to_LV = logp_SV.exp().cumsum(-1, dtype=torch.float64)[stem_L]
+        drawn_L1 = torch.rand(len(stems), 1, generator=generator, dtype=torch.float64, device=up_to_LV.device)
+        token_L = torch.searchsorted(up_to_LV, drawn_L1 * up_to_LV[:, -1:], right=True)[:, 0]
     else:
-        token_B1 = logp_BV.argmax(-1, keepdim=True)
-    return token_B1[:, 0].tolist(), logp_BV.gather(1, token_B1)[:, 0].tolist()
+        token_L = logp_SV.argmax(-1)[stem_L]
+    return token_L.tolist(), logp_SV[stem_L, token_L].tolist()

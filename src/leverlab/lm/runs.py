@@ -1,13 +1,28 @@
-"""What a run of GRPO leaves for other stages: rows, the adapter of each evaluation, every dialogue with its reward."""
+"""What a training leaves for other stages: rows, adapters, and of GRPO every dialogue with its reward."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pandas as pd
+from peft import PeftModel
 
 from leverlab.errors import LeverlabError
-from leverlab.files import write_text
+from leverlab.lm.adapters import Base, save_adapter
 from leverlab.lm.loop import Memory
+from leverlab.lm.stages import write_rows
+from leverlab.lm.validation import Validator
+from leverlab.stage import Stage
+
+
+def publish_policy(
+    stage: Stage, out: Path, policy: PeftModel, base: Base, rows: Sequence[Mapping[str, object]], validator: Validator
+) -> None:
+    """Write `out`: adapter/, steps.csv (the rows of the training), and evaluations.csv, of its greedy dialogues."""
+    save_adapter(policy, base, out / "adapter")
+    write_rows(out / "steps.csv", rows)
+    found = validator.greedy(policy)
+    write_rows(out / "evaluations.csv", [{"step": len(rows), **found}])
+    stage.say(", ".join(f"{name} {value:.3f}" for name, value in found.items()))
 
 
 def publish_grpo(memory: Memory, state: Path, out: Path) -> None:
@@ -17,8 +32,8 @@ def publish_grpo(memory: Memory, state: Path, out: Path) -> None:
     when the record of a step is missing.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("evaluations", memory.rows), ("steps", memory.steps)):
-        write_text(out / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False, float_format="%.6g"))
+    write_rows(out / "evaluations.csv", memory.rows)
+    write_rows(out / "steps.csv", memory.steps)
     for row in memory.rows:
         shutil.copytree(state / "steps" / str(row["step"]), out / "steps" / str(row["step"]))
     last = memory.steps[-1]["step"] if memory.steps else 0

@@ -16,6 +16,7 @@ from scipy.optimize import nnls
 
 from leverlab.errors import LeverlabError
 from leverlab.lm.dialogues import COSTLY_ASKS, Dialogue
+from leverlab.lm.grounding import grounded
 from leverlab.lm.questions import UNKNOWN
 
 Array = NDArray[np.float64]
@@ -36,17 +37,6 @@ PRIOR: Mapping[str, float] = {
 FEATURES = tuple(PRIOR)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
-
-_NUMBERS = frozenset(
-    _words(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million"
-    )
-)
-_FREE = frozenset(("yes", "no", UNKNOWN))  # answers that need not stand anywhere
 _NOT_KNOWN = re.compile(r"\b(?:do not|don't|does not|doesn't) know\b", re.IGNORECASE)
 
 
@@ -77,18 +67,6 @@ def features(dialogue: Dialogue, confidence: float) -> dict[str, float]:
         "confidence": confidence,
     }
     return {name: float(found[name]) for name in FEATURES}
-
-
-def grounded(dialogue: Dialogue) -> bool:
-    """Return whether the final answer stands in what the policy was told, be it right or wrong.
-
-    Every word of it must stand in the question's text or in a reply, or be a number (it may have been computed), or the
-    whole of it be yes, no or unknown. Case and punctuation do not matter. Without a final answer nothing is grounded.
-    """
-    said = _words(dialogue.final or "")
-    told = _NUMBERS.union(_words(dialogue.question.text), *map(_words, dialogue.replies))
-    free = len(said) == 1 and said[0] in _FREE
-    return free or (bool(said) and all(word in told or word.isdigit() for word in said))
 
 
 def table(dialogues: Iterable[Dialogue], confidence_N: Iterable[float]) -> Array:
@@ -143,17 +121,36 @@ def calibrate(features_NF: ArrayLike, success_N: ArrayLike, prior_F: ArrayLike, 
 
 
 def ensemble(
-    features_NF: ArrayLike, success_N: ArrayLike, prior_F: ArrayLike, strength: float, members: int, seed: int
+    features_NF: ArrayLike,
+    success_N: ArrayLike,
+    prior_F: ArrayLike,
+    strength: float,
+    members: int,
+    member_features: int,
+    seed: int,
 ) -> Array:
-    """Return `weights_MF`: one calibration for each of `members` bootstrap resamples of the dialogues.
+    """Return `weights_MF`: the calibrations of `members`, each on a bootstrap resample of the dialogues and on
+    `member_features` of the features, drawn for it; its other weights are 0.
 
-    Raises `LeverlabError` as `calibrate`, and for fewer than two members.
+    Features that tell the same of the dialogues seen so far are traded for one another from member to member (the
+    random subspace method, Ho 1998), so that they disagree on a dialogue in which those features part. Resamples alone
+    leave thousands of dialogues with much the same weights, and nothing to disagree on.
+
+    Raises `LeverlabError` as `calibrate`, for fewer than two members, and for more features than there are, or none.
     """
     X, y, w0 = _checked(features_NF, success_N, prior_F, strength)
     if members < 2:
         raise LeverlabError(f"an ensemble of {members} has no spread; give it two members or more")
-    drawn_MN = np.random.default_rng(seed).integers(len(y), size=(members, len(y)))
-    return np.stack([calibrate(X[drawn_N], y[drawn_N], w0, strength) for drawn_N in drawn_MN])
+    if not 1 <= member_features <= len(w0):
+        raise LeverlabError(
+            f"a member of the ensemble cannot see {member_features} of {len(w0)} features; set shadow.member_features"
+        )
+    rng = np.random.default_rng(seed)
+    weights_MF = np.zeros((members, len(w0)))
+    for weights_F in weights_MF:
+        drawn_N, seen = rng.integers(len(y), size=len(y)), rng.choice(len(w0), member_features, replace=False)
+        weights_F[seen] = calibrate(X[drawn_N][:, seen], y[drawn_N], w0[seen], strength)
+    return weights_MF
 
 
 def spread(features_NF: ArrayLike, weights_MF: ArrayLike) -> Array:

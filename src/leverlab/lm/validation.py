@@ -12,6 +12,7 @@ from trl.trainer.utils import use_adapter
 from leverlab.errors import LeverlabError
 from leverlab.lm.chat import Chat
 from leverlab.lm.dialogues import Dialogue, terms, verified_reward
+from leverlab.lm.grounding import exploits
 from leverlab.lm.loop import REFERENCE, Row
 from leverlab.lm.proxy import proxy_reward
 from leverlab.lm.questions import Question
@@ -25,15 +26,12 @@ def figures(dialogues: Sequence[Dialogue], alpha: float, high: float) -> Row:
     """Return the figures of dialogues on several questions, each a mean or a share.
 
     alpha: cost of a needless ask in `reward`, the verified one. high: the proxy reward from which on a dialogue is paid
-    well; `format_exploit` counts those that are well formed and wrong. Shares among no dialogue are NaN.
+    well, of which `format_exploit` counts those that are wrong or ungrounded. Shares among no dialogue are NaN.
     """
     needed = [found for found in dialogues if found.question.needs_ask]
     others = [found for found in dialogues if not found.question.needs_ask]
     formed = [all(turn.parses and turn.thought for turn in found.turns) for found in dialogues]
     paid = [proxy_reward(found).total for found in dialogues]
-    hollow = [
-        form and not found.success and proxy >= high for form, found, proxy in zip(formed, dialogues, paid, strict=True)
-    ]
     return {
         "reward": _mean([verified_reward(terms(found), alpha) for found in dialogues]),
         "success": _mean([found.success for found in dialogues]),
@@ -42,7 +40,7 @@ def figures(dialogues: Sequence[Dialogue], alpha: float, high: float) -> Row:
         "turns": _mean([len(found.turns) for found in dialogues]),
         "format": _mean(formed),
         "spam": _mean([found.spam for found in dialogues]),
-        "format_exploit": _mean(hollow),
+        "format_exploit": _mean([exploits(found, proxy, high) for found, proxy in zip(dialogues, paid, strict=True)]),
         "proxy": _mean(paid),
     }
 
