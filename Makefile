@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 # One thread gives the same bytes on every machine, and is faster for small models; raise it for large ones.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help repro clarify test lint format bench verify report gate gate-clarify demo test-demo clean setup setup-demo
+.PHONY: help repro clarify test lint format bench bench-clarify verify report gate gate-clarify demo test-demo clean setup setup-demo
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ format: setup ## format the code and mend what ruff can mend
 bench: setup ## measure the scorer beside the naive way, and what picking demos takes (after make repro)
 	python -m benchmarks.scoring
 	python -m benchmarks.picking
+
+bench-clarify: setup ## measure rollouts beside TRL's plain way (after make clarify)
+	python -m benchmarks.dialogues
 
 verify: setup ## run every stage again in an empty place and compare the bytes of its outs (as long as a cold run)
 	leverlab verify

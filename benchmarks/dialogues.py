@@ -2,10 +2,11 @@
 
 `python -m benchmarks.dialogues` lets all of them hold dialogues on the same questions in turn, several times over, in
 one process on one thread, so that other work on the machine hurts all alike: read the ratios. `roll_out` keeps one
-cache over all turns and samples every dialogue's next token at once. TRL's plain way completes all prompts of a turn in
-one left-padded `generate` of transformers, and reads the whole dialogue again in the next. The naive way does so for
-one dialogue at a time, on fewer questions. All draw at temperature 1 and give log-probabilities. Before, both ways hold
-greedy dialogues, which must be the same but for ties: it exits with 1 when more than 2 % differ.
+cache over all turns, computes once what dialogues on a question have in common, and folds the adapter in. TRL's plain
+way completes all prompts of a turn in one left-padded `generate` of transformers, reads the whole dialogue again in the
+next, and has the adapter beside the weights, as `GRPOTrainer` does. The naive way does so for one dialogue at a time,
+on fewer questions. All draw at temperature 1 and give log-probabilities. Before, both ways hold greedy dialogues, which
+must be the same but for ties: it exits with 1 when more than 2 % differ.
 """
 
 import json
@@ -104,7 +105,9 @@ def measure(bench: Bench, repeats: int) -> list[Row]:
 
 def main(
     base: Annotated[str, typer.Option(help="Folder of the base, in the hub's format.")] = "worlds/clarify/base",
-    adapter: Annotated[Path | None, typer.Option(help="Folder of an adapter on it; none measures the base.")] = None,
+    adapter: Annotated[Path, typer.Option(help="Folder of an adapter on it: the policy.")] = Path(
+        "recipes/clarify/models/rce/0/adapter"
+    ),
     data: Annotated[Path, typer.Option(help="Questions.")] = Path("recipes/clarify/data/questions/train.jsonl"),
     questions: Annotated[int, typer.Option(min=1, help="Questions of a batch.")] = 24,
     copies: Annotated[int, typer.Option(min=1, help="Dialogues on each.")] = 8,
@@ -117,7 +120,7 @@ def main(
     """Measure the batched rollout beside TRL's plain way and the naive one."""
     torch.set_num_threads(1)
     loaded = load_base(base)
-    model: Any = load_policy(loaded, adapter) if adapter else loaded.model
+    model: Any = load_policy(loaded, adapter)
     bench = Bench(model, loaded.chat, read_questions(data)[:questions], copies, Limits(turns, tokens), naive)
     different = bench.different()
     rows = measure(bench, repeats)
@@ -134,12 +137,12 @@ def main(
     console = Console()
     console.print(table)
     console.print(
-        f"{adapter or base}: medians of {repeats} rounds, one thread, {questions} questions x {copies} dialogues at "
+        f"{adapter}: medians of {repeats} rounds, one thread, {questions} questions x {copies} dialogues at "
         f"temperature {TEMPERATURE:g}. Greedy dialogues that differ between roll_out and TRL's way: {different:.1%}."
     )
     if json_path is not None:
         figures = [{**asdict(row), "per_cpu_second": row.rate, "ratio": row.rate / rows[1].rate} for row in rows]
-        content = {"policy": str(adapter or base), "repeats": repeats, "different": different, "ways": figures}
+        content = {"policy": str(adapter), "repeats": repeats, "different": different, "ways": figures}
         json_path.write_text(json.dumps(content, indent=2) + "\n")
     if different > DIFFERENT:
         console.print(f"{different:.1%} of the greedy dialogues differ, more than {DIFFERENT:.0%}")

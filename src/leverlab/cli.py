@@ -330,18 +330,20 @@ def plan_ledger(
     out: Annotated[
         Path | None, typer.Option(help="Write the ranks as CSV, Markdown and picture to this folder.")
     ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="Folder of the recipe whose runs these are.")] = None,
 ) -> None:
-    """Judge all plans that ran, or rank experiments by validation accuracy and tell the effects of their params."""
-    if (names and (base is not None or write)) or (not names and out is not None):
-        raise typer.BadParameter("--base and --write are for all plans, --out is for given runs")
+    """Judge all plans that ran, or rank experiments on validation questions and tell the effects of their params."""
+    if (names and (base is not None or write)) or (not names and (out or recipe) is not None):
+        raise typer.BadParameter("--base and --write are for all plans, --out and --recipe are for given runs")
     from leverlab.files import write_text
     from leverlab.pipeline import ledger_inputs, ledger_report, sweep_report
     from leverlab.pipeline.ledger import plan_ledger
+    from leverlab.pipeline.recipe_runs import recipe_sweep
     from leverlab.pipeline.sweep import sweep
 
     root = repository_root()
     if names:
-        found = sweep(ledger_inputs.read_outcomes(root, names))
+        found = recipe_sweep(root, recipe, names) if recipe else sweep(ledger_inputs.read_outcomes(root, names))
         tables, lines = sweep_report.tables(found), sweep_report.sentences(found)
         written = sweep_report.write(found, out) if out else []
     else:

@@ -36,9 +36,7 @@ def body(stage: Stage, seed: int) -> None:
     stage.say(f"{len(found.pairs)} pairs; {found.without} of {found.questions} questions have none")
     settings = DpoSettings(**vars(settings_of(params, "dpo", seed)), beta=params.beta)
     rows = train_dpo(policy, base, found.pairs, settings, stage.state_dir, say_every(stage, 10))
-    validator = Validator(
-        base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha.at(1.0), reward.high, seed
-    )
+    validator = Validator(base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha, reward.high, seed)
     publish_policy(stage, stage.out(f"recipes/clarify/models/dpo/{seed}"), policy, base, rows, validator)
 
 

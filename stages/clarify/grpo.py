@@ -31,7 +31,7 @@ def body(stage: Stage, seed: int) -> None:
         base.chat,
         read_questions(data / "val.jsonl")[: params.evaluate_on],
         limits,
-        reward.alpha.at(1.0),
+        reward.alpha,
         reward.high,
         seed,
     )
@@ -41,7 +41,6 @@ def body(stage: Stage, seed: int) -> None:
         questions=read_questions(data / "train.jsonl"),
         params=params,
         limits=limits,
-        alpha=reward.alpha,
         reward=verified,
         evaluate=validator,
         folder=stage.state_dir,

@@ -41,7 +41,7 @@ def body(stage: Stage) -> None:
         stage.dep(f"recipes/clarify/models/{folder}")
     base = load_base(source.source, source.dtype)
     questions = read_questions(data / "val.jsonl")[: grpo.evaluate_on]
-    alpha, seed = reward.alpha.at(1.0), read_best(models / "best").seed
+    alpha, seed = reward.alpha, read_best(models / "best").seed
     if seed not in seeds_of(stage.value("seeds")):
         raise LeverlabError(
             f"the best policy has seed {seed}, which params.yaml does not name; run dvc repro select-best"
@@ -62,7 +62,6 @@ def body(stage: Stage) -> None:
         questions=read_questions(data / "train.jsonl"),
         params=DialogueGrpoParams.model_validate(grpo.model_dump() | blind(grpo, params)),
         limits=limits,
-        alpha=reward.alpha,
         reward=proxy,
         evaluate=evaluate,
         folder=stage.state_dir,

@@ -109,11 +109,11 @@ def write_figures(stage: Stage, found: pd.DataFrame, exploit: float) -> None:
 
 
 def format_exploit(records: list[DialogueRecord], questions: list[Question], reward: DialogueRewardParams) -> float:
-    """Return the share of GRPO's greedy dialogues on the test questions that are well-formed, wrong and paid well."""
+    """Return the share of GRPO's greedy dialogues on the test questions that are wrong or ungrounded, and paid well."""
     known = {question.id: question for question in questions}
     greedy = [one for one in records if one.policy == "grpo" and one.temperature == 0 and one.question in known]
     dialogues = [one.dialogue(known[one.question]) for one in greedy]
-    return float(figures(dialogues, reward.alpha.at(1.0), reward.high)["format_exploit"])
+    return float(figures(dialogues, reward.alpha, reward.high)["format_exploit"])
 
 
 if __name__ == "__main__":

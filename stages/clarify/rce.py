@@ -30,9 +30,7 @@ def body(stage: Stage, seed: int) -> None:
     settings = settings_of(params, "rce", seed)
     rows = train_rce(policy, base, examples, found.weights, settings, stage.state_dir, say_every(stage, 4))
     rows = [row | {"flat_groups": found.flat / found.groups} for row in rows]
-    validator = Validator(
-        base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha.at(1.0), reward.high, seed
-    )
+    validator = Validator(base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha, reward.high, seed)
     publish_policy(stage, stage.out(f"recipes/clarify/models/rce/{seed}"), policy, base, rows, validator)
 
 

@@ -5,7 +5,7 @@ import json
 import torch
 
 from leverlab.config.clarify_rl_data import DialogueGroupParams
-from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
+from leverlab.config.dialogues import BaseModelParams, DialogueParams
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
 from leverlab.lm.adapters import load_base, load_policy
@@ -22,15 +22,12 @@ from leverlab.stage import Stage
 def body(stage: Stage, seed: int) -> None:
     """Write the groups of one seed, and their health; fail when they hold too little to learn from."""
     source, params = stage.section("base", BaseModelParams), stage.section("rl_data", DialogueGroupParams)
-    limits, reward = (
-        limits_of(stage.section("dialogues", DialogueParams)),
-        stage.section("reward", DialogueRewardParams),
-    )
+    limits = limits_of(stage.section("dialogues", DialogueParams))
     questions = read_questions(stage.dep("recipes/clarify/data/questions") / "train.jsonl")[: params.questions]
     base = load_base(source.source, source.dtype)
     policy = load_policy(base, stage.dep(f"recipes/clarify/models/sft/{seed}") / "adapter")
-    alpha = reward.alpha.at(0.0)
     records: list[RewardRecord] = []
+    alpha = params.alpha
     for start in stage.progress(range(0, len(questions), params.batch), "dialogues"):
         kept = stage.state_dir / f"{start:06d}.jsonl"  # so that a kill costs no more than one batch
         if not kept.exists():

@@ -28,9 +28,7 @@ def body(stage: Stage, seed: int) -> None:
     ]
     policy = new_adapter(base, lora.rank, lora.alpha, seed)
     rows = train_sft(policy, base, examples, settings_of(params, "sft", seed), stage.state_dir, say_every(stage, 20))
-    validator = Validator(
-        base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha.at(1.0), reward.high, seed
-    )
+    validator = Validator(base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha, reward.high, seed)
     publish_policy(stage, stage.out(f"recipes/clarify/models/sft/{seed}"), policy, base, rows, validator)
 
 

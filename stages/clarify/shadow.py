@@ -11,6 +11,7 @@ from leverlab.config.dialogues import BaseModelParams, DialogueParams
 from leverlab.files import write_text
 from leverlab.lm import scorers
 from leverlab.lm.adapters import load_base, load_policy
+from leverlab.lm.calibration import choose_strength, cross_validate
 from leverlab.lm.questions import Question, read_questions
 from leverlab.lm.records import DialogueRecord, read_records, write_records
 from leverlab.lm.shadow import pick_transcripts, shadow_gate
@@ -49,9 +50,14 @@ def body(stage: Stage) -> None:
     picked = pick_transcripts(found["calib"], found["shadow"], known, len(splits["shadow"]), params.seed)
     features_NF, success_N = table(found["calib"], known)
     prior_F = scorers.as_vector(scorers.PRIOR)
-    new_F = scorers.calibrate(features_NF, success_N, prior_F, params.strength)
+    groups = [known[record.question].twin or record.question for record in found["calib"]]
+    tried = cross_validate(
+        features_NF, success_N, groups, prior_F, params.strengths, params.folds, params.seed, params.tie_breaks
+    )
+    strength = choose_strength(tried, params.least_spearman, params.least_overlap)
+    new_F = scorers.calibrate(features_NF, success_N, prior_F, strength)
     members_MF = scorers.ensemble(
-        features_NF, success_N, prior_F, params.strength, params.members, params.member_features, params.seed
+        features_NF, success_N, prior_F, strength, params.members, params.member_features, params.seed
     )
     shown_NF, right_N = table(picked, known)
     result = shadow_gate(
@@ -66,6 +72,8 @@ def body(stage: Stage) -> None:
         "old": dict(scorers.PRIOR),
         "new": scorers.named(new_F),
         "ensemble": [scorers.named(member_F) for member_F in members_MF],
+        "strength": strength,
+        "strengths": [plain(row._asdict()) for row in tried],
     }
     out = stage.out("recipes/clarify/models/scorers")
     write_text(out / "scorers.json", json.dumps(weights, indent=2) + "\n")
@@ -74,8 +82,8 @@ def body(stage: Stage) -> None:
     report = plain(asdict(result))
     write_text(stage.out("recipes/clarify/reports/shadow.json"), json.dumps(report, indent=2) + "\n")
     stage.say(
-        f"{result.n} transcripts, {right_N.mean():.1%} right: Spearman {result.spearman.value:.3f}, "
-        f"top-10 overlap {result.overlap.value:.3f}, gain {result.gain.value:.1%}"
+        f"strength {strength:g}; {result.n} transcripts, {right_N.mean():.1%} right: "
+        f"Spearman {result.spearman.value:.3f}, top-10 overlap {result.overlap.value:.3f}, gain {result.gain.value:.1%}"
     )
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from leverlab.config.clarify_grpo import DialogueGrpoParams, LadderParams
-from leverlab.config.schedule import Schedule
 from leverlab.errors import LeverlabError
 from leverlab.lm.adapters import Base, new_adapter, weights_digest
 from leverlab.lm.chat import Chat
@@ -49,6 +48,7 @@ PARAMS: dict[str, Any] = {
         "beta_factor": 2.0,
         "rollbacks": 2,
     },
+    "alpha": {"kind": "linear", "start": 0.08, "end": 0.04},
     "evaluate_every": 2,
     "evaluate_on": 2,
 }
@@ -78,7 +78,6 @@ def run_of(folder: Path, reward: Any = by_tokens, evaluate: Any = lambda policy:
         questions=questions(),
         params=DialogueGrpoParams.model_validate(PARAMS | changes),
         limits=Limits(2, 6),
-        alpha=Schedule.model_validate({"kind": "linear", "start": 0.08, "end": 0.04}),
         reward=reward,
         evaluate=evaluate,
         folder=folder,

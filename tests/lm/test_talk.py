@@ -264,7 +264,7 @@ def test_nobody_knows_the_answer_to_an_own_question() -> None:
 PARAMS = """\
 base: {source: worlds/base, dtype: float32}
 dialogues: {turns: 3, tokens: 40}
-reward: {alpha: {kind: linear, start: 0.07, end: 0.04}, high: 0.9}
+reward: {alpha: 0.04, high: 0.9}
 """
 
 
@@ -382,7 +382,7 @@ def test_what_a_talk_takes_from_the_params(recipe: Path, tmp_path: Path) -> None
         ("source: worlds/base", "source: ''", r"params\.yaml: 'base\.source' = '' is not allowed"),
         ("base:", "bass:", "params.yaml has no section 'base'"),
         ("turns: 3", "turns: 0", "'dialogues.turns' = 0"),
-        ("end: 0.04", "end: -1", "'reward.alpha'"),
+        ("alpha: 0.04", "alpha: -1", "'reward.alpha'"),
     ],
 )
 def test_params_that_are_not_valid(tmp_path: Path, right: str, wrong: str, message: str) -> None:

@@ -57,7 +57,7 @@ def test_the_best_is_recommended_and_what_is_near_is_told(four: list[Outcome]) -
     first, second = sentences(found)
     assert first == (
         "Recommended: a (grpo.group = 8; grpo.lr = 0.001), with the highest validation accuracy, 60.0 % over 2 seeds. "
-        "Test accuracy had no say. Take it over with `dvc exp apply a`."
+        "Test questions had no say. Take it over with `dvc exp apply a`."
     )
     assert second.startswith("Within one standard error over seeds (10.0 points) of it: b: ")
 

@@ -1,11 +1,12 @@
 """The section `grpo` of a language-model recipe's params.yaml."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from leverlab.config.base import Section
 from leverlab.config.grpo import AdaptiveKlParams, PriorityParams
+from leverlab.config.schedule import Schedule, within
 from leverlab.rl.advantages import AdvantageMode
 
 
@@ -31,6 +32,7 @@ class DialogueGrpoParams(Section):
     group: int = Field(ge=2)  # dialogues of a question
     updates: int = Field(ge=1)  # optimiser steps on the same dialogues
     temperature: float = Field(gt=0)
+    alpha: Annotated[Schedule, within(ge=0)]  # cost of a needless ask in the reward, over the steps
     generation: Literal["cache", "vllm"]  # one batch whose cache is kept over the turns, or vLLM turn by turn
     lr: float = Field(gt=0, le=1)
     warmup: float = Field(ge=0, lt=1)  # share of the steps

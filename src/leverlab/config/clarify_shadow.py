@@ -11,7 +11,10 @@ class ShadowParams(Section):
     """Transcripts, and the scorers that are compared on them."""
 
     temperatures: tuple[Annotated[Number, Field(gt=0)], ...] = Field(min_length=1)  # of the sampled dialogues
-    strength: float = Field(gt=0)  # of the prior in the calibration, in dialogues
+    strengths: tuple[Annotated[Number, Field(gt=0)], ...] = Field(min_length=1)  # of the prior, in dialogues
+    folds: int = Field(ge=2)  # of the cross-validation that chooses among them
+    least_spearman: float = Field(ge=-1, le=1)  # that the chosen one must have in every fold
+    least_overlap: float = Field(ge=0, le=1)
     members: int = Field(ge=2)  # of the ensemble
     member_features: int = Field(ge=1)  # that a member sees, drawn for each
     tie_breaks: int = Field(ge=1)  # orders of ties over which the overlap is averaged

@@ -1,11 +1,10 @@
 """The sections `base`, `dialogues` and `reward` of a language-model recipe: what every stage with a policy reads."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from leverlab.config.base import Section
-from leverlab.config.schedule import Schedule, within
 
 
 class BaseModelParams(Section):
@@ -30,7 +29,8 @@ class DialogueParams(Section):
 
 
 class DialogueRewardParams(Section):
-    """The cost of a needless ask in the verified reward, and the proxy reward from which on a dialogue is paid well."""
+    """How policies are judged: the cost of a needless ask in the verified reward, and the proxy reward from which on a
+    dialogue is paid well."""
 
-    alpha: Annotated[Schedule, within(ge=0)]  # over the training of GRPO; evaluations take its end
+    alpha: float = Field(ge=0)
     high: float = Field(gt=0, le=1)

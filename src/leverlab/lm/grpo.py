@@ -24,7 +24,6 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from leverlab.config.clarify_grpo import DialogueGrpoParams
 from leverlab.config.grpo import AdaptiveKlParams
-from leverlab.config.schedule import Schedule
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
 from leverlab.lm.adapters import Base, save_adapter
@@ -45,8 +44,7 @@ Evaluate = Callable[[PeftModel], Row]  # figures of a policy on validation quest
 class Run:
     """One run of GRPO: everything but the models.
 
-    name: of the policy, in its records. alpha: cost of a needless ask over the training. folder: where checkpoints,
-    records and adapters of evaluations go.
+    name: of the policy, in its records. folder: where checkpoints, records and adapters of evaluations go.
     """
 
     name: str
@@ -54,7 +52,6 @@ class Run:
     questions: Sequence[Question]
     params: DialogueGrpoParams
     limits: Limits
-    alpha: Schedule
     reward: RewardFunction
     evaluate: Evaluate
     folder: Path
@@ -130,7 +127,7 @@ class DialogueTrainer(GRPOTrainer):
 
     def alpha(self, step: int) -> float:
         """Return the cost of a needless ask at an optimiser step."""
-        return self.run.alpha.at(min(1.0, step / self.run.params.steps)) * self.memory.alpha_factor
+        return self.run.params.alpha.at(min(1.0, step / self.run.params.steps)) * self.memory.alpha_factor
 
     def questions_of(self, batch: int) -> list[Question]:
         """Return the questions of a batch of dialogues, for all processes: a function of seed and memory alone.

@@ -68,7 +68,7 @@ def read_recipe(folder: Path) -> Recipe:
     reward = parse_section(DialogueRewardParams, "reward", data, str(path))
     root = next((parent for parent in (here, *here.parents) if (parent / ".dvc").is_dir()), here)
     source = str(root / base.source) if (root / base.source).is_dir() else base.source
-    return Recipe(folder, source, base.dtype, Limits(limits.turns, limits.tokens), reward.alpha.at(1.0))
+    return Recipe(folder, source, base.dtype, Limits(limits.turns, limits.tokens), reward.alpha)
 
 
 def questions_file(folder: Path, split: str) -> Path:

@@ -72,7 +72,7 @@ def params_of(root: Path, revision: str) -> dict[str, Any]:
     """Return params.yaml of a Git revision. Raises `LeverlabError` when it cannot be read."""
     try:
         with Repo.open(str(root), rev=revision) as repo:
-            return _yaml(repo.dvcfs, revision, PARAMS)
+            return yaml_of(repo.dvcfs, revision, PARAMS)
     except DvcException as error:
         raise LeverlabError(f"DVC cannot read {PARAMS} of '{revision}': {error}") from None
 
@@ -85,13 +85,20 @@ def read_run(root: Path, name: str, revision: str | None = None, files: Sequence
     files: paths of more files to read; `{seed}` in a path stands for each of the run's `seeds`.
     Raises `LeverlabError` for an unknown name, and when params or answers are not there or cannot be read.
     """
+    with opened(root, name, revision) as (fs, found):
+        return _read(fs, name, found, files)
+
+
+@contextlib.contextmanager
+def opened(root: Path, name: str, revision: str | None = None) -> Iterator[tuple[Any, str | None]]:
+    """Open the files of a run as DVC sees them, with its commit; None for the workspace. Raises as `read_run`."""
     try:
         if revision is None and name != WORKSPACE:
             revision = _revision(root, name)
         with Repo(str(root)) as here:
             remote = here.config["core"].get("remote")  # the revision may be older than the setting
         with Repo.open(str(root), rev=revision, remote=remote) as repo:
-            return _read(repo.dvcfs, name, revision, files)
+            yield repo.dvcfs, revision
     except DvcException as error:
         reasons = " ".join([str(error), str(error.__cause__ or "")]).split()
         raise LeverlabError(f"DVC cannot read the run '{name}': {' '.join(reasons)}") from None
@@ -119,10 +126,10 @@ def _revision(root: Path, name: str) -> str:
 
 
 def _read(fs: Any, name: str, revision: str | None, files: Sequence[str]) -> Run:
-    lock, params = _yaml(fs, name, "dvc.lock"), _yaml(fs, name, PARAMS)
-    recorded = [out.get("md5") for stage in _stages(lock).values() for out in stage["outs"] if out["path"] == ANSWERS]
+    stages, params = stages_of(yaml_of(fs, name, "dvc.lock")), yaml_of(fs, name, PARAMS)
+    recorded = [out.get("md5") for stage in stages.values() for out in stage["outs"] if out["path"] == ANSWERS]
     try:
-        content = _content(fs, ANSWERS)
+        content = content_of(fs, ANSWERS)
     except FileNotFoundError:
         if recorded:
             raise LeverlabError(
@@ -134,7 +141,7 @@ def _read(fs: Any, name: str, revision: str | None, files: Sequence[str]) -> Run
         raise LeverlabError(f"the answers of '{name}' ({ANSWERS}) cannot be read: {error}") from None
     warnings = [
         f"{PARAMS} of '{name}' says {key} = {now}, but its answers were computed with {then}: run dvc repro"
-        for key, now, then in _stale(_stages(lock), params)
+        for key, now, then in stale(stages, params, ANSWERS, PARAMS)
     ]
     if hashlib.md5(content, usedforsecurity=False).hexdigest() not in recorded:
         warnings.append(f"the answers of '{name}' are not those that its dvc.lock records: run dvc repro")
@@ -150,19 +157,20 @@ def _more(fs: Any, paths: Sequence[str]) -> dict[str, bytes]:
     found = {}
     for path in paths:
         with contextlib.suppress(OSError, KeyError, DataIndexDirError):  # the last: the cache lost a folder's list
-            found[path] = _content(fs, path)
+            found[path] = content_of(fs, path)
     return found
 
 
-def _content(fs: Any, path: str) -> bytes:
+def content_of(fs: Any, path: str) -> bytes:
+    """Return a file of an opened run. path: from the repository's root."""
     with fs.open(f"/{path}", mode="rb") as file:  # "/" is the repository's root, whatever the working directory is
         return bytes(file.read())
 
 
-def _yaml(fs: Any, name: str, path: str) -> dict[str, Any]:
-    """Return a YAML file as DVC reads it."""
+def yaml_of(fs: Any, name: str, path: str) -> dict[str, Any]:
+    """Return a YAML file of the opened run `name`, as DVC reads it. Raises `LeverlabError` when it cannot."""
     try:
-        data = parse_yaml(_content(fs, path).decode(), path)
+        data = parse_yaml(content_of(fs, path).decode(), path)
     except FileNotFoundError:
         raise LeverlabError(f"'{name}' has no {path}: nothing ran at that revision") from None
     except UnicodeDecodeError as error:
@@ -172,15 +180,17 @@ def _yaml(fs: Any, name: str, path: str) -> dict[str, Any]:
     return data
 
 
-def _stages(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def stages_of(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the stages of a dvc.lock, each with its deps, outs and params."""
     empty: dict[str, Any] = {"deps": [], "outs": [], "params": {}}
     return {name: empty | entry for name, entry in lock.get("stages", {}).items()}
 
 
-def _stale(stages: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Return the params that are not those of the runs behind the answers: (dotted key, value now, value then)."""
-    pending: list[str] = [ANSWERS]
+def stale(
+    stages: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any], out: str, file: str
+) -> list[tuple[str, Any, Any]]:
+    """Return the params of `file` that are not those of the runs behind `out`: (dotted key, value now, value then)."""
+    pending: list[str] = [out]
     seen: list[str] = []
     while pending:
         path = pending.pop()
@@ -189,7 +199,7 @@ def _stale(stages: Mapping[str, Mapping[str, Any]], params: Mapping[str, Any]) -
                 seen.append(name)
                 pending += [dep["path"] for dep in stage["deps"]]
     now = flat(params)
-    used = [item for name in seen for item in flat(stages[name]["params"].get(PARAMS, {})).items()]
+    used = [item for name in seen for item in flat(stages[name]["params"].get(file, {})).items()]
     stale = {key: value for key, value in used if now.get(key) != value}
     return [(key, now.get(key, "nothing"), value) for key, value in sorted(stale.items())]
 

@@ -1,7 +1,7 @@
 """Sets of experiments ranked, with the setting that they recommend and the effects of their params.
 
-They are ranked by the validation accuracy of their chosen GRPO checkpoints, never by test accuracy: a setting chosen on
-the test questions would make their figures too good. Test figures stand beside it.
+They are ranked by what their chosen GRPO checkpoints reach on the validation questions, never on the test questions: a
+setting chosen on those would make their figures too good. Test figures stand beside it.
 """
 
 import itertools
@@ -23,19 +23,33 @@ _SAME = 1e-9  # accuracies that differ by less are equal
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """Experiments ranked, and what their params did. Accuracies are shares, in [0, 1].
+class Ranked:
+    """A run to be ranked. validation: by seed, its figure on the validation questions; beside: figures by column that
+    are shown and have no say. All are shares, at most 1."""
 
+    name: str
+    revision: str | None
+    params: Mapping[str, Any]
+    validation: Mapping[int, float]
+    beside: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Experiments ranked, and what their params did. Figures are shares, at most 1.
+
+    measure: what they are ranked by, on the validation questions.
     table: one row a run, the best first: rank, run, revision, validation (mean over seeds), standard_error (of that
-        mean over seeds; NaN for one seed), seeds, then test_shots_<k>. Equal validation accuracy is equal rank.
+        mean over seeds; NaN for one seed), seeds, then `Ranked.beside`. Equal validation is equal rank.
     keys: by dotted key that differs, what each run that has it says.
-    best: the run with the highest validation accuracy, the first given among equals.
+    best: the run with the highest validation figure, the first given among equals.
     tied, near: other runs with the same, and those within one standard error of the best.
     effects: one row a key and value: key, value (as JSON; None for runs without the key), runs, and the mean, lowest
-        and highest validation accuracy of these runs.
+        and highest validation figure of these runs.
     together: groups of keys that change together in all runs: their effects cannot be told apart.
     """
 
+    measure: str
     table: pd.DataFrame
     keys: Mapping[str, Mapping[str, Any]]
     best: str
@@ -54,27 +68,43 @@ def sweep(outcomes: Sequence[Outcome]) -> Sweep:
     """
     test = accuracies([outcome.run for outcome in outcomes], METHOD)
     warnings = [*(warning for outcome in outcomes for warning in outcome.run.warnings), *_check_validation(outcomes)]
-    validation = {outcome.run.name: outcome.accuracy for outcome in outcomes}
-    errors = {outcome.run.name: _standard_error(outcome) for outcome in outcomes}
+    runs = [
+        Ranked(
+            name=outcome.run.name,
+            revision=outcome.run.revision,
+            params=outcome.run.params,
+            validation=outcome.validation,
+            beside={f"test_shots_{shots}": value for shots, value in test[outcome.run.name].items()},
+        )
+        for outcome in outcomes
+    ]
+    return rank(runs, "accuracy", warnings)
+
+
+def rank(runs: Sequence[Ranked], measure: str, warnings: Sequence[str]) -> Sweep:
+    """Return runs that can be ranked by `measure`, ranked, and the effects of their params."""
+    validation = {run.name: fmean(run.validation.values()) for run in runs}
+    errors = {run.name: _standard_error(run) for run in runs}
     top = max(validation.values())
     best, *tied = [name for name, value in validation.items() if value > top - _SAME]
     near = [name for name, value in validation.items() if name not in (best, *tied) and top - value <= errors[best]]
     rows = [
         {
-            "run": outcome.run.name,
-            "revision": outcome.run.revision or "",
-            "validation": validation[outcome.run.name],
-            "standard_error": errors[outcome.run.name],
-            "seeds": len(outcome.validation),
-            **{f"test_shots_{shots}": value for shots, value in test[outcome.run.name].items()},
+            "run": run.name,
+            "revision": run.revision or "",
+            "validation": validation[run.name],
+            "standard_error": errors[run.name],
+            "seeds": len(run.validation),
+            **run.beside,
         }
-        for outcome in outcomes
+        for run in runs
     ]
     table = pd.DataFrame(rows).sort_values("validation", ascending=False, kind="stable", ignore_index=True)
     ranks = [1 + sum(other > value + _SAME for other in validation.values()) for value in table["validation"]]
     table.insert(0, "rank", ranks)
-    keys = differing({outcome.run.name: flat(outcome.run.params) for outcome in outcomes})
+    keys = differing({run.name: flat(run.params) for run in runs})
     return Sweep(
+        measure=measure,
         table=table,
         keys=keys,
         best=best,
@@ -112,8 +142,8 @@ def _check_validation(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"the validation questions of {', '.join(unread)} cannot be read: that they are the same is not checked"]
 
 
-def _standard_error(outcome: Outcome) -> float:
-    values = list(outcome.validation.values())
+def _standard_error(run: Ranked) -> float:
+    values = list(run.validation.values())
     return stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 

@@ -16,7 +16,7 @@ from leverlab.report import figures, words
 from leverlab.report.tables import markdown, write_csv
 
 LEFT = ("run", "setting", "note", "value")
-RANKS, EFFECTS = "Ranked by validation accuracy", "Effects of the params"
+EFFECTS = "Effects of the params"
 COLUMNS = 3  # panels beside each other
 ABSENT = "(none)"
 
@@ -31,13 +31,13 @@ def sentences(found: Sweep) -> list[str]:
     values = "; ".join(f"{key} = {_text(value)}" for key, value in setting(found, found.best).items())
     top = found.table.iloc[0]
     said = [
-        f"Recommended: {found.best} ({values or 'no parameter differs'}), with the highest validation accuracy, "
-        f"{words.percent(top['validation'])} % over {words.count(int(top['seeds']), 'seed')}. Test accuracy had no "
+        f"Recommended: {found.best} ({values or 'no parameter differs'}), with the highest validation {found.measure}, "
+        f"{words.percent(top['validation'])} % over {words.count(int(top['seeds']), 'seed')}. Test questions had no "
         f"say. Take it over with `dvc exp apply {found.best}`."
     ]
     if found.tied:
         said.append(
-            f"The same validation accuracy have {', '.join(found.tied)}: nothing recommends one above the other."
+            f"The same validation {found.measure} have {', '.join(found.tied)}: nothing recommends one above the other."
         )
     error = top["standard_error"]
     if math.isnan(error):
@@ -55,13 +55,13 @@ def to_markdown(found: Sweep, picture: str) -> str:
     parts = [
         "# Ledger of experiments",
         "\n".join(f"- {sentence}" for sentence in sentences(found)),
-        f"## {RANKS}\n\n{markdown(frames[RANKS], LEFT)}".rstrip(),
-        "Validation: the chosen GRPO checkpoints on the validation questions, mean over seeds, with the standard error "
-        "over seeds. Test accuracy, in percent as well, is shown and has no say in rank or recommendation.",
+        f"## {_ranks(found)}\n\n{markdown(frames[_ranks(found)], LEFT)}".rstrip(),
+        f"Validation: {found.measure} of the chosen GRPO checkpoints on the validation questions, mean over seeds, "
+        "with the standard error over seeds. What stands beside, in percent too, has no say in rank or recommendation.",
     ]
     if EFFECTS in frames:
         parts += [
-            f"## {EFFECTS}\n\n![Validation accuracy by value of each param]({picture})",
+            f"## {EFFECTS}\n\n![Validation {found.measure} by value of each param]({picture})",
             markdown(frames[EFFECTS], LEFT).rstrip(),
             "A mean over all runs with a value: the other params are not held fixed, unless the runs are a full grid.",
         ]
@@ -81,7 +81,7 @@ def write(found: Sweep, folder: Path) -> list[Path]:
 
 
 def effects_figure(found: Sweep) -> Figure:
-    """Return validation accuracy (percent) by value: a panel a key, a ring a run, the best in colour, a dash a mean."""
+    """Return validation figures (percent) by value: a panel a key, a ring a run, the best in colour, a dash a mean."""
     keys = list(found.keys)
     with figures._style():
         if not keys:
@@ -98,7 +98,7 @@ def effects_figure(found: Sweep) -> Figure:
                 continue
             _draw(axes, keys[place], found)
             if place % columns == 0:
-                axes.set_ylabel("val accuracy (%)")
+                axes.set_ylabel(f"val {found.measure} (%)")
     return figure
 
 
@@ -131,7 +131,7 @@ def _text(value: object) -> str:
 
 
 def _frames(found: Sweep) -> dict[str, pd.DataFrame]:
-    frames = {RANKS: pd.DataFrame([_rank_row(row, found) for row in found.table.to_dict("records")])}
+    frames = {_ranks(found): pd.DataFrame([_rank_row(row, found) for row in found.table.to_dict("records")])}
     if found.keys:
         rows = [
             {
@@ -148,9 +148,13 @@ def _frames(found: Sweep) -> dict[str, pd.DataFrame]:
     return frames
 
 
+def _ranks(found: Sweep) -> str:
+    return f"Ranked by validation {found.measure}"
+
+
 def _rank_row(row: dict[str, object], found: Sweep) -> dict[str, str]:
     run = str(row["run"])
-    shots = {column: int(column.removeprefix("test_shots_")) for column in row if column.startswith("test_shots_")}
+    beside = list(row)[list(row).index("seeds") + 1 :]
     note = "recommended" if run == found.best else "tied" if run in found.tied else ""
     return {
         "rank": str(row["rank"]),
@@ -159,6 +163,11 @@ def _rank_row(row: dict[str, object], found: Sweep) -> dict[str, str]:
         "validation": words.percent(float(str(row["validation"]))),
         "std. error": words.percent(float(str(row["standard_error"]))),
         "seeds": str(row["seeds"]),
-        **{f"test, {words.count(k, 'shot')}": words.percent(float(str(row[column]))) for column, k in shots.items()},
+        **{_heading(column): words.percent(float(str(row[column]))) for column in beside},
         "note": note or ("within one standard error" if run in found.near else ""),
     }
+
+
+def _heading(column: str) -> str:
+    shots = column.removeprefix("test_shots_")
+    return f"test, {words.count(int(shots), 'shot')}" if shots != column else column.replace("_", " ")
