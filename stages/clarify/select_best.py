@@ -1,4 +1,4 @@
-"""select-best: of each seed of GRPO keep the evaluation that did best on the validation questions."""
+"""select-best: of each seed of GRPO keep an evaluation, by how the policy did on the validation questions."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ def body(stage: Stage) -> None:
     runs, out = stage.dep("recipes/clarify/models/grpo"), stage.out("recipes/clarify/models/best")
     chosen = []
     for seed in seeds:
-        rows = read_csv(runs / str(seed) / "evaluations.csv", COLUMNS)
+        rows = read_csv(runs / str(seed) / "evaluations.csv", (*COLUMNS, f"{params.by}_se"))
         row = best_evaluation(rows, params.by)
         shutil.copytree(runs / str(seed) / "steps" / str(row["step"]), out / str(seed) / "adapter")
         chosen.append({"seed": seed} | {name: row[name] for name in COLUMNS})

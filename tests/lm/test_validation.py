@@ -42,6 +42,9 @@ def test_figures_by_hand() -> None:
         high=0.65,
     )
     assert found["reward"] == pytest.approx((1 + 0.2 + 0.95 + 0) / 4)
+    # deviations from .5375: .4625, -.3375, .4125, -.5375
+    assert found["reward_se"] == pytest.approx(((0.4625**2 + 0.3375**2 + 0.4125**2 + 0.5375**2) / 3 / 4) ** 0.5)
+    assert found["need_success_se"] == pytest.approx(0.5)  # one of two: variance 1/2, over 2
     assert (found["success"], found["need_success"], found["over_clarification"]) == (0.5, 0.5, 0.5)
     assert (found["turns"], found["format"], found["spam"]) == (6 / 4, 0.75, 0.0)
     assert found["format_exploit"] == 0.25
@@ -87,7 +90,9 @@ def test_the_kl_is_exact(policy: Any) -> None:
 
 def test_a_validator_repeats_itself(policy: Any) -> None:
     chat = base().chat
-    validator = Validator(chat, [question(), question(id="b", **TOLD)], Limits(2, 5), 0.05, 0.9, seed=4)
+    validator = Validator(
+        chat, [question(), question(id="c"), question(id="b", **TOLD)], Limits(2, 5), 0.05, 0.9, seed=4
+    )
     first = validator(policy)
     assert first == validator(policy)
     assert {"kl", "entropy", "sampled_reward", "need_success"} <= set(first)
@@ -98,21 +103,28 @@ def test_a_validator_repeats_itself(policy: Any) -> None:
 
 ROWS = pd.DataFrame(
     [
-        {"step": 0, "reward": 0.99, "sound": True},
-        {"step": 8, "reward": 0.90, "sound": True},
-        {"step": 16, "reward": 0.95, "sound": False},
-        {"step": 24, "reward": 0.92, "sound": True},
-        {"step": 32, "reward": 0.92, "sound": True},
+        {"step": 0, "reward": 0.99, "reward_se": 0.01, "sound": True},
+        {"step": 8, "reward": 0.90, "reward_se": 0.02, "sound": True},
+        {"step": 16, "reward": 0.95, "reward_se": 0.01, "sound": False},
+        {"step": 24, "reward": 0.92, "reward_se": 0.01, "sound": True},
+        {"step": 32, "reward": 0.92, "reward_se": 0.01, "sound": True},
     ]
 )
 
 
-def test_the_best_sound_evaluation_after_the_start() -> None:
-    """.99 is the start, .95 was beyond a limit; of the two .92 the earlier one."""
-    assert best_evaluation(ROWS, "reward")["step"] == 24
+def test_the_last_sound_evaluation_that_none_is_better_than() -> None:
+    """.99 is the start, .95 was beyond a limit; of the two .92 the later one."""
+    assert best_evaluation(ROWS, "reward")["step"] == 32
+    for last, chosen in ((0.911, 32), (0.909, 24)):  # a standard error below .92, and more
+        assert best_evaluation(ROWS.assign(reward=[0.99, 0.9, 0.95, 0.92, last]), "reward")["step"] == chosen
+    for errors in ([0.01, 0.02, 0.01, 0.0, 0.01], [0.01, 0.02, 0.01, 0.01, 0.0]):  # the larger of both counts
+        rows = ROWS.assign(reward=[0.99, 0.9, 0.95, 0.92, 0.911], reward_se=errors)
+        assert best_evaluation(rows, "reward")["step"] == 32
+    alone = ROWS.assign(reward=[0.99, 0.9, 0.95, 0.92, 0.911], reward_se=float("nan"))
+    assert best_evaluation(alone, "reward")["step"] == 24
     with pytest.raises(LeverlabError, match="no evaluation of the run after step 0"):
         best_evaluation(ROWS[:1], "reward")
-    assert best_evaluation(ROWS.assign(reward=[0.9, float("nan"), 0.9, 0.1, 0.2]), "reward")["step"] == 32
+    assert best_evaluation(ROWS.assign(reward=[0.9, float("nan"), 0.9, 0.4, 0.1]), "reward")["step"] == 24
 
 
 def test_a_choice_that_is_not_there(tmp_path: Path) -> None:

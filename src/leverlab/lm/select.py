@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
@@ -10,9 +11,12 @@ from leverlab.errors import LeverlabError
 
 
 def best_evaluation(rows: pd.DataFrame, by: str) -> dict[str, Any]:
-    """Return the row with the highest `by` among those after training began that kept to the guard's limits.
+    """Return the last row after training began that kept to the guard's limits, unless `by` is better in another.
 
-    Ties go to the earlier step. Raises `LeverlabError` when there is none: what training began with is no result of it.
+    Better is what is ahead of the later one by more than a standard error, the larger of both (column `<by>_se`, none
+    where it is NaN): a checkpoint that one question more speaks for is not taken for progress. It is the rule of one
+    standard error (Breiman et al. 1984, section 3.4.3) with the whole training in the place of the simplest model.
+    Raises `LeverlabError` when there is none: what training began with is no result of it.
     """
     sound = rows[rows["sound"].astype(bool) & (rows["step"] > 0) & rows[by].notna()]
     if sound.empty:
@@ -20,7 +24,10 @@ def best_evaluation(rows: pd.DataFrame, by: str) -> dict[str, Any]:
             f"no evaluation of the run after step 0 kept to the guard's limits ({len(rows)} evaluations); see the "
             "column 'guard' of its evaluations.csv, and lower grpo.lr or raise grpo.beta"
         )
-    row: dict[str, Any] = sound.sort_values([by, "step"], ascending=[False, True]).iloc[0].to_dict()
+    best = sound.sort_values([by, "step"], ascending=[False, True]).iloc[0]
+    error = sound[f"{by}_se"].fillna(0.0).clip(lower=0.0 if np.isnan(best[f"{by}_se"]) else best[f"{by}_se"])
+    near = sound[best[by] - sound[by] <= error]
+    row: dict[str, Any] = near.sort_values("step").iloc[-1].to_dict()
     return row | {"step": int(row["step"]), "sound": True}
 
 

@@ -23,7 +23,8 @@ _BATCH = 64  # dialogues of one forward pass
 
 
 def figures(dialogues: Sequence[Dialogue], alpha: float, high: float) -> Row:
-    """Return the figures of dialogues on several questions, each a mean or a share.
+    """Return the figures of dialogues on several questions, each a mean or a share; with a few their standard errors
+    (`…_se`), NaN for fewer than two dialogues.
 
     alpha: cost of a needless ask in `reward`, the verified one. high: the proxy reward from which on a dialogue is paid
     well, of which `format_exploit` counts those that are wrong or ungrounded. Shares among no dialogue are NaN.
@@ -32,10 +33,14 @@ def figures(dialogues: Sequence[Dialogue], alpha: float, high: float) -> Row:
     others = [found for found in dialogues if not found.question.needs_ask]
     formed = [all(turn.parses and turn.thought for turn in found.turns) for found in dialogues]
     paid = [proxy_reward(found).total for found in dialogues]
+    chosen_by: dict[str, Sequence[float]] = {  # what select-best may go by
+        "reward": [verified_reward(terms(found), alpha) for found in dialogues],
+        "success": [found.success for found in dialogues],
+        "need_success": [found.success for found in needed],
+    }
     return {
-        "reward": _mean([verified_reward(terms(found), alpha) for found in dialogues]),
-        "success": _mean([found.success for found in dialogues]),
-        "need_success": _mean([found.success for found in needed]),
+        **{name: _mean(values) for name, values in chosen_by.items()},
+        **{f"{name}_se": _standard_error(values) for name, values in chosen_by.items()},
         "over_clarification": _mean([bool(found.asks) for found in others]),
         "turns": _mean([len(found.turns) for found in dialogues]),
         "format": _mean(formed),
@@ -102,6 +107,10 @@ def _padded(rollouts: Sequence[Rollout], pad: int, device: torch.device) -> tupl
     ids = [ids + [pad] * (length - len(ids)) for ids, _ in rows]
     own = [own + [False] * (length - len(own)) for _, own in rows]
     return torch.tensor(ids, device=device), torch.tensor(own, device=device)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
 def _mean(values: Sequence[float]) -> float:
