@@ -22,7 +22,7 @@ def body(stage: Stage) -> None:
     questions = read_questions(stage.dep("recipes/clarify/data/questions") / "val.jsonl")
     base = load_base(source.source, source.dtype)
     policy = load_policy(base, best / str(read_best(best).seed) / "adapter")
-    before = roll_out(policy, base.chat, questions, 1, limits, 0.0)
+    before = roll_out(policy, base.chat, questions, 1, limits, 0.0, fold=False)  # the adapter beside the weights
     out = stage.out("recipes/clarify/models/merged")
     save_merged(policy, base, out)
     merged = load_base(str(out), source.dtype)

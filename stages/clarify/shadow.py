@@ -54,7 +54,7 @@ def body(stage: Stage) -> None:
     tried = cross_validate(
         features_NF, success_N, groups, prior_F, params.strengths, params.folds, params.seed, params.tie_breaks
     )
-    strength = choose_strength(tried, params.least_spearman, params.least_overlap)
+    strength, faithful = choose_strength(tried, params.least_spearman, params.least_overlap)
     new_F = scorers.calibrate(features_NF, success_N, prior_F, strength)
     members_MF = scorers.ensemble(
         features_NF, success_N, prior_F, strength, params.members, params.member_features, params.seed
@@ -73,6 +73,7 @@ def body(stage: Stage) -> None:
         "new": scorers.named(new_F),
         "ensemble": [scorers.named(member_F) for member_F in members_MF],
         "strength": strength,
+        "faithful": faithful,
         "strengths": [plain(row._asdict()) for row in tried],
     }
     out = stage.out("recipes/clarify/models/scorers")
@@ -81,8 +82,9 @@ def body(stage: Stage) -> None:
     write_records(stage.out("recipes/clarify/data/shadow/calibration.jsonl"), found["calib"])
     report = plain(asdict(result))
     write_text(stage.out("recipes/clarify/reports/shadow.json"), json.dumps(report, indent=2) + "\n")
+    remark = "" if faithful else ", the greatest, for none is faithful in every fold"
     stage.say(
-        f"strength {strength:g}; {result.n} transcripts, {right_N.mean():.1%} right: "
+        f"strength {strength:g}{remark}; {result.n} transcripts, {right_N.mean():.1%} right: "
         f"Spearman {result.spearman.value:.3f}, top-10 overlap {result.overlap.value:.3f}, gain {result.gain.value:.1%}"
     )
 

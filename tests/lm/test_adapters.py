@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from leverlab.errors import LeverlabError
 from leverlab.lm.adapters import (
     Base,
-    folded,
     load_base,
     load_policy,
     new_adapter,
@@ -172,43 +171,6 @@ def test_damaged_bases_are_named(tmp_path: Path) -> None:
         load_base(str(folder))
     with pytest.raises(LeverlabError, match=r"the base model '.*nothing' cannot be loaded"):
         load_base(str(tmp_path / "nothing"))
-
-
-def test_folded_says_the_same_and_leaves_every_byte() -> None:
-    """Also after an error; and gradients reach the adapter afterwards."""
-    policy = moved(base())
-    before, said = weights_digest(policy), logits(policy)
-    calls = []
-    for layer in policy.modules():
-        if hasattr(layer, "lora_A"):
-            layer.lora_A["default"].register_forward_hook(lambda *_: calls.append(1))
-    with folded(policy):
-        assert weights_digest(policy) != before
-        torch.testing.assert_close(logits(policy), said, rtol=1e-4, atol=1e-5)
-        assert not calls
-    with pytest.raises(ZeroDivisionError), folded(policy):
-        raise ZeroDivisionError
-    assert weights_digest(policy) == before
-    assert torch.equal(logits(policy), said)
-    assert calls
-    policy(IDS).logits.sum().backward()
-    assert all(bool(one.grad.any()) for name, one in policy.named_parameters() if "lora_A" in name)
-    with folded(policy.get_base_model()):
-        pass
-
-
-def test_an_adapter_of_no_numbers_is_not_folded() -> None:
-    policy = moved(base())
-    before = weights_digest(policy)
-    names = [name for name, _ in policy.named_parameters() if "lora_B" in name]
-    with torch.no_grad():
-        kept = policy.get_parameter(names[-1]).clone()
-        policy.get_parameter(names[-1])[0, 0] = float("nan")
-    with pytest.raises(LeverlabError, match="no numbers"), folded(policy):
-        pytest.fail("it was folded")
-    with torch.no_grad():
-        policy.get_parameter(names[-1]).copy_(kept)
-    assert weights_digest(policy) == before
 
 
 def test_merged_says_what_the_adapter_says(saved: tuple[Path, torch.Tensor], tmp_path: Path) -> None:

@@ -49,16 +49,23 @@ def test_dialogues_on_a_question_stay_together() -> None:
 
 def test_the_choice_by_hand() -> None:
     rows = [Held(5, 0.18, 0.5, 1.0), Held(10, 0.17, 0.9, 0.4), Held(20, 0.16, 0.8, 0.8), Held(40, 0.14, 0.97, 1.0)]
-    assert choose_strength(rows, 0.78, 0.72) == 20
-    assert choose_strength(rows, 0.8, 0.8) == 20
-    assert choose_strength(rows, 0.81, 0.72) == 40
-    assert choose_strength(rows, 0.4, 0.3) == 5
-    assert choose_strength(rows[:3], 0.95, 0.72) == 20
-    assert choose_strength([Held(5, math.nan, 0.9, 0.9), Held(10, 0.1, 0.9, 0.9)], 0.78, 0.72) == 10
-    assert choose_strength([Held(5, math.nan, 0.9, 0.9), Held(10, math.nan, 0.9, 0.9)], 0.78, 0.72) == 10
+    assert choose_strength(rows, 0.78, 0.72) == (20, True)
+    assert choose_strength(rows, 0.8, 0.8) == (20, True)
+    assert choose_strength(rows, 0.81, 0.72) == (40, True)
+    assert choose_strength(rows, 0.4, 0.3) == (5, True)
+    assert choose_strength(rows[:3], 0.95, 0.72) == (20, False)
+    assert choose_strength([Held(5, math.nan, 0.9, 0.9), Held(10, 0.1, 0.9, 0.9)], 0.78, 0.72) == (10, True)
+    assert choose_strength([Held(5, math.nan, 0.9, 0.9), Held(10, math.nan, 0.9, 0.9)], 0.78, 0.72) == (10, True)
 
 
-@pytest.mark.parametrize("folds", [1, 31])
-def test_folds_that_cannot_be(folds: int) -> None:
-    with pytest.raises(LeverlabError, match=rf"30 calibration questions cannot be cut into {folds} folds; set shadow"):
+@pytest.mark.parametrize(
+    ("folds", "message"),
+    [
+        (1, r"30 calibration questions .* cannot be cut into 1 folds; lower shadow\.folds"),
+        (31, r"30 calibration questions .* cannot be cut into 31 folds; lower shadow\.folds"),
+        (10, r"a fold of 9 calibration dialogues is too small, 10 are needed; lower shadow\.folds"),
+    ],
+)
+def test_folds_that_cannot_be(folds: int, message: str) -> None:
+    with pytest.raises(LeverlabError, match=message):
         cross_validate(*data(), PRIOR, (3.0,), folds, 7, 5)

@@ -12,6 +12,8 @@ from tests.pipeline.test_answers_of import call, commit, dvc
 
 PARAMS = """\
 data: 1
+reward:
+  alpha: 0.05
 grpo:
   lr: 0.001
   evaluate_on: 8
@@ -26,12 +28,21 @@ stages:
     params:
       - recipes/ask/params.yaml: [data]
     outs: [recipes/ask/data/questions]
+  grpo:
+    matrix:
+      seed: [0]
+    wdir: ../..
+    cmd: python job.py grpo
+    deps: [recipes/ask/data/questions]
+    params:
+      - recipes/ask/params.yaml: [grpo, reward]
+    outs: [recipes/ask/models/grpo]
   select-best:
     wdir: ../..
     cmd: python job.py select
-    deps: [recipes/ask/data/questions]
+    deps: [recipes/ask/models/grpo]
     params:
-      - recipes/ask/params.yaml: [grpo, select_best]
+      - recipes/ask/params.yaml: [select_best]
     outs: [recipes/ask/models/best]
 """
 # At rate .01 the rewards of the two seeds are .8 and .9, else .5 and .6; need-success is 1 - reward.
@@ -43,6 +54,9 @@ params = YAML(typ="safe").load(open("recipes/ask/params.yaml"))
 if sys.argv[1] == "prepare":
     os.makedirs("recipes/ask/data/questions")
     open("recipes/ask/data/questions/val.jsonl", "w").write(str(params["data"]))
+elif sys.argv[1] == "grpo":
+    os.makedirs("recipes/ask/models/grpo")
+    open("recipes/ask/models/grpo/rate", "w").write(str(params["grpo"]["lr"]))
 else:
     os.makedirs("recipes/ask/models/best")
     rewards = [0.8, 0.9] if params["grpo"]["lr"] == 0.01 else [0.5, 0.6]
@@ -53,9 +67,18 @@ else:
 """
 
 
+EXPERIMENTS = {
+    "fast": "grpo.lr=0.01",
+    "other-data": "data=2",
+    "other-figure": "select_best.by=success",
+    "other-reward": "reward.alpha=0.0",
+    "fewer-questions": "grpo.evaluate_on=4",
+}
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run `first`, and the experiments `fast`, `other-data` and `other-figure`."""
+    """The run `first`, and experiments."""
     root = tmp_path_factory.mktemp("recipe") / "work"
     for folder in (".dvc", "recipes/ask"):
         (root / folder).mkdir(parents=True)
@@ -67,11 +90,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = "recipes/ask/dvc.yaml"
     dvc(root, ["repro", "-q", file])
     commit(root, "first")
-    for name, override in (
-        ("fast", "grpo.lr=0.01"),
-        ("other-data", "data=2"),
-        ("other-figure", "select_best.by=success"),
-    ):
+    for name, override in EXPERIMENTS.items():
         dvc(root, ["exp", "run", "-q", "-n", name, "-S", f"recipes/ask/params.yaml:{override}", file])
         call(root, "git", "checkout", "-q", "-f", "HEAD")
     return root
@@ -120,8 +139,10 @@ def test_params_that_did_not_run_are_told(root: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["first", "other-data"], "'first' and 'other-data' chose by other figures or on other validation questions"),
-        (["first", "other-figure"], "'first' and 'other-figure' chose by other figures"),
+        (["first", "other-data"], r"'first' and 'other-data' were not measured alike \(questions: "),
+        (["first", "other-figure"], r"not measured alike \(by: reward and success\)"),
+        (["first", "other-reward"], r"not measured alike \(reward: .'alpha': 0.05. and .'alpha': 0.0.\)"),
+        (["first", "fewer-questions"], r"not measured alike \(evaluate_on: 8 and 4\)"),
         (["first"], "two runs or more, each once; got first"),
         (["fast", "fast"], "two runs or more, each once; got fast, fast"),
         (["first", "nothing"], "there is no experiment or Git revision 'nothing'"),
@@ -132,13 +153,53 @@ def test_what_cannot_be_ranked(root: Path, names: list[str], message: str) -> No
         recipe_sweep(root, root / "recipes/ask", names)
 
 
-def test_choices_that_are_lost_or_damaged(root: Path) -> None:
+def test_params_that_say_something_else_do_not_change_the_measure(root: Path) -> None:
+    path = root / "recipes/ask/params.yaml"
+    path.write_text(path.read_text().replace("by: reward", "by: success"))
+    found = recipe_sweep(root, root / "recipes/ask", ["workspace", "fast"])
+    assert found.measure == "reward"
+    assert "but its policies were chosen with reward" in found.warnings[0]
+
+
+def test_choices_that_somebody_wrote_over(root: Path) -> None:
     path = root / "recipes/ask/models/best/choices.csv"
-    text = path.read_text().replace("reward,", "")
+    text = path.read_text().replace("0,8,0.5", "0,8,0.99")
     path.unlink()
     path.write_text(text)
-    with pytest.raises(LeverlabError, match=r"choices\.csv of 'workspace' has no column reward; run it again"):
+    found = recipe_sweep(root, root / "recipes/ask", ["workspace", "fast"])
+    assert found.warnings == [
+        "models/best/choices.csv of 'workspace' is not what select-best wrote: run dvc repro select-best"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("reward,", "prize,", "lacks the columns"),
+        ("0,8,0.5", "0,8,half", "could not convert string to float"),
+        ("True\n1", "True,,,\n1", "is damaged or no CSV"),
+        ("\n", " ", "its last line is cut"),
+    ],
+)
+def test_damaged_choices(root: Path, old: str, new: str, message: str) -> None:
+    path = root / "recipes/ask/models/best/choices.csv"
+    text = path.read_text().replace(old, new)
+    path.unlink()
+    path.write_text(text)
+    with pytest.raises(LeverlabError, match=message) as caught:
         recipe_sweep(root, root / "recipes/ask", ["workspace", "fast"])
+    assert str(caught.value).startswith("run 'workspace': ")
+    assert "/tmp" not in str(caught.value)
+
+
+def test_a_lock_without_the_stages(root: Path) -> None:
+    path = root / "recipes/ask/dvc.lock"
+    path.write_text(path.read_text().replace("grpo@0:", "grpo:"))
+    with pytest.raises(LeverlabError, match="records no whole run of prepare, grpo and select-best"):
+        recipe_sweep(root, root / "recipes/ask", ["workspace", "fast"])
+
+
+def test_choices_that_are_lost(root: Path) -> None:
     shutil.rmtree(root / ".dvc/cache")
     with pytest.raises(LeverlabError, match=r"choices\.csv of 'fast' cannot be read .* run it as far as select-best"):
         recipe_sweep(root, root / "recipes/ask", ["fast", "first"])

@@ -219,7 +219,9 @@ def make_repository(root: Path, gates: Mapping[str, Any] = GATES) -> None:
     write(root / f"{HOME}/models/best/choices.csv", chosen.to_csv(index=False))
     write(
         root / f"{HOME}/models/scorers/scorers.json",
-        json.dumps({"old": {"parses": 0.15}, "new": {"parses": 0.25}, "ensemble": []}),
+        json.dumps(
+            {"old": {"parses": 0.15}, "new": {"parses": 0.25}, "ensemble": [], "strength": 30.0, "faithful": True}
+        ),
     )
 
 

@@ -31,6 +31,7 @@ HOME = "recipes/clarify"
 SEEDS = (0, 1)
 SMALL: dict[str, dict[str, Any]] = {
     "data": {"train": 48, "val": 12, "test": 24, "ood": 12, "red_team": 10, "shadow": 12, "calib": 12},
+    "reward": {"alpha": 0.04, "high": 0.3},  # so low that who thinks is paid well
     "sft": {"epochs": 1, "batch": 16, "save_every": 2},
     "rl_data": {"questions": 16, "group": 4, "batch": 8, "min_live": 0.0},
     "rce": {"steps": 2, "batch": 8, "save_every": 1},
@@ -132,6 +133,8 @@ def test_logged_rewards_are_those_of_the_dialogues(recipe: Path, path: str, seed
         assert record.prompt == train[record.question].text
         answered = dialogue.asks[: len(record.replies)]  # nobody answers an ask in the last turn
         assert record.replies == [reply(dialogue.question, ask) for ask in answered]
+    costs = {record.alpha for record in records}
+    assert costs == ({0.07, 0.07 - 0.02 / 6} if "grpo" in path else {0.07})  # a sixth of the way from .4 to 1 at step 1
     if "grpo" in path:
         steps = pd.read_csv(recipe / f"models/grpo/{seed}/steps.csv")
         for step, row in enumerate(steps.itertuples()):
@@ -147,7 +150,7 @@ def test_every_metric_comes_from_the_stored_answers(recipe: Path) -> None:
     compared = acceptance.comparisons(found)
     test = {q.id: q for q in splits["test"]}
     greedy = [one for one in records if one.policy == "grpo" and one.temperature == 0 and one.question in test]
-    exploit = figures([one.dialogue(test[one.question]) for one in greedy], 0.05, 0.9)["format_exploit"]
+    exploit = figures([one.dialogue(test[one.question]) for one in greedy], 0.04, 0.3)["format_exploit"]
     expected = summary.plain(acceptance.metrics(found, compared, exploit))
     assert json.loads((recipe / "reports/metrics.json").read_text()) == expected
 
@@ -161,7 +164,7 @@ def test_evaluations_come_from_the_policy(recipe: Path) -> None:
     base = load_base("worlds/clarify/base")
     policy = load_policy(base, recipe / "models/grpo/1/steps/2")
     validator = Validator(
-        base.chat, list(questions_of(recipe, "val").values())[:8], Limits(4, 32), alpha=0.05, high=0.9, seed=1
+        base.chat, list(questions_of(recipe, "val").values())[:8], Limits(4, 32), alpha=0.04, high=0.3, seed=1
     )
     row = pd.read_csv(recipe / "models/grpo/1/evaluations.csv").iloc[-1]
     for name, value in validator.greedy(policy).items():

@@ -3,15 +3,12 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -108,38 +105,6 @@ def load_policy(base: Base, folder: Path, trainable: bool = False) -> PeftModel:
             f"'{differ[0]}' first; train it again"
         )
     return model if trainable else model.eval()
-
-
-@contextmanager
-def folded(model: Any) -> Iterator[None]:
-    """Have a policy's active adapter inside the base's weights for a while: its passes then cost what the base's do.
-
-    Afterwards the weights are the same bytes as before, even after an error: they are put away, where `unmerge` of PEFT
-    would subtract what was added. A model without adapters is left as it is. Raises `LeverlabError` when an adapter
-    holds what is no number.
-    """
-    tuned = [one for one in model.modules() if isinstance(one, BaseTunerLayer)] if isinstance(model, PeftModel) else []
-    layers: list[Any] = [one for one in tuned if not one.merged and not one.disable_adapters]
-    put_away = [(one, one.data) for layer in layers for one in layer.get_base_layer().parameters(recurse=False)]
-    try:
-        _merge(layers)
-        yield
-    finally:
-        for parameter, weights in put_away:
-            parameter.data = weights
-        for layer in layers:
-            layer.merged_adapters.clear()
-
-
-def _merge(layers: list[Any]) -> None:
-    try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.merge(safe_merge=True)  # in a copy
-    except ValueError as error:
-        raise LeverlabError(
-            f"the adapter holds what are no numbers ({error}); its weights are broken: train again, slower"
-        ) from None
 
 
 def save_adapter(model: PeftModel, base: Base, folder: Path) -> None:

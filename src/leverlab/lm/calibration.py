@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from leverlab.errors import LeverlabError
 from leverlab.lm.scorers import calibrate, scores
-from leverlab.lm.shadow import shadow_gate
+from leverlab.lm.shadow import FEWEST, shadow_gate
 
 
 class Held(NamedTuple):
@@ -36,14 +36,22 @@ def cross_validate(
     """Return a row for each strength, in their order.
 
     groups: of each dialogue, what must stay in one fold: dialogues on a question, and on its twin. The folds take the
-    groups in turn, by name. Raises `LeverlabError` for more folds than groups, and as `calibrate` and `shadow_gate`.
+    groups in turn, by name. Raises `LeverlabError` for folds that are too small, and as `calibrate` and `shadow_gate`.
     """
     X, y, w0 = (np.asarray(value, dtype=np.float64) for value in (features_NF, success_N, prior_F))
     names = sorted(set(groups))
     if not 2 <= folds <= len(names):
-        raise LeverlabError(f"{len(names)} calibration questions cannot be cut into {folds} folds; set shadow.folds")
+        raise LeverlabError(
+            f"{len(names)} calibration questions (twins count as one) cannot be cut into {folds} folds; lower "
+            "shadow.folds"
+        )
     fold_of = {name: place % folds for place, name in enumerate(names)}
     fold_N = np.array([fold_of[name] for name in groups])
+    if (smallest := int(np.bincount(fold_N).min())) < FEWEST:
+        raise LeverlabError(
+            f"a fold of {smallest} calibration dialogues is too small, {FEWEST} are needed; lower shadow.folds, or "
+            "raise data.calib"
+        )
     rows = []
     for strength in strengths:
         found = []
@@ -63,13 +71,15 @@ def cross_validate(
     return rows
 
 
-def choose_strength(rows: Sequence[Held], least_spearman: float, least_overlap: float) -> float:
-    """Return the strength with the highest gain among those that rank and choose as the old scorer does.
+def choose_strength(rows: Sequence[Held], least_spearman: float, least_overlap: float) -> tuple[float, bool]:
+    """Return the strength with the highest gain among the faithful ones, which rank and choose as the old scorer does
+    in every fold, and whether it is one; the first of equals.
 
-    Of no such strength, the greatest is taken: the scorer that differs least. The first of equals is.
+    Where none is faithful it is the greatest of all, the one that differs least, and where no gain can be told the
+    greatest of the faithful.
     """
     faithful = [row for row in rows if row.spearman >= least_spearman and row.overlap >= least_overlap]
     telling = [row for row in faithful if not np.isnan(row.gain)]
-    if not telling:
-        return max(row.strength for row in faithful or rows)
-    return max(telling, key=lambda row: row.gain).strength
+    if telling:
+        return max(telling, key=lambda row: row.gain).strength, True
+    return max(row.strength for row in faithful or rows), bool(faithful)

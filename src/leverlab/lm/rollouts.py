@@ -10,6 +10,7 @@ Axes: S stems, L dialogues that go on, T tokens so far, V words of the vocabular
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from leverlab.errors import LeverlabError
-from leverlab.lm.adapters import folded
 from leverlab.lm.chat import Chat
 from leverlab.lm.dialogues import Dialogue, End, reply
+from leverlab.lm.folding import folded
 from leverlab.lm.questions import Question
 from leverlab.lm.turns import Turn, parse_turn
 
@@ -65,16 +66,17 @@ def roll_out(
     temperature: float,
     generator: torch.Generator | None = None,
     user: Callable[[Question, str], str] = reply,
+    fold: bool = True,
 ) -> list[Rollout]:
     """Return `copies` rollouts of every question, copies side by side.
 
-    model: a causal language model of transformers, or one with adapters, which are folded in meanwhile. temperature: 0
-    takes the most probable token; else `generator` (or torch's own) draws. Raises `LeverlabError` when the model gives
-    log-probabilities that are no numbers.
+    model: a causal language model of transformers, or one with adapters, which are `folded` in meanwhile where they can
+    be; not with `fold` false. temperature: 0 takes the most probable token; else `generator` (or torch's own) draws.
+    Raises `LeverlabError` when the model gives log-probabilities that are no numbers.
     """
-    if not questions:
+    if not questions or not copies:
         return []
-    with folded(model), torch.inference_mode():
+    with folded(model) if fold else nullcontext(), torch.inference_mode():
         return _hold(model, chat, questions, copies, limits, temperature, generator, user)
 
 
@@ -101,7 +103,7 @@ def _hold(
         logits_to_keep=1,
     )
     cache, position_S = out.past_key_values, mask_ST.sum(1)
-    _give_room(cache)
+    _give_room(cache, len(rows))
     stem_of = {n: n // copies for n in range(len(rows))}  # dialogue that goes on → its stem
     while True:
         tokens, logps = _sample(out.logits[:, -1], list(stem_of.values()), temperature, generator)
@@ -116,7 +118,7 @@ def _hold(
         stem_of = {n: place for place, part in enumerate(placed) for n in parts[part]}
         if (parents := [stem for stem, _ in placed]) != list(range(len(mask_ST))):
             parent_S = torch.tensor(parents, device=mask_ST.device)
-            cache.batch_select_indices(parent_S)
+            cache.reorder_cache(parent_S)
             mask_ST, position_S = mask_ST[parent_S], position_S[parent_S]
         mask_ST = torch.cat([mask_ST, mask_ST.new_ones(len(placed), 1)], 1)
         out = model(
@@ -204,31 +206,33 @@ class Growing:
 class _RoomyLayer(DynamicLayer):
     """The keys and values of a layer, with room for more: transformers' own copies all of them for every token."""
 
-    def __init__(self, keys: Tensor, values: Tensor):
-        """Take those of the tokens so far, (rows, heads, tokens, width of a head)."""
+    def __init__(self, keys: Tensor, values: Tensor, most: int):
+        """Take those of the tokens so far, (rows, heads, tokens, width of a head). most: rows that there may be."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
         self._wide, self._rows, self._length = [keys, values], keys.shape[0], keys.shape[-2]
+        self._most = most
         self._narrow()
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Add those of new tokens, and return all."""
         first, self._length = self._length, self._length + key_states.shape[-2]
         for n, new in enumerate((key_states, value_states)):
-            if self._length > self._wide[n].shape[-2]:
-                self._wide[n] = _longer(self._wide[n], 2, self._length + _ROOM)
+            if self._length > self._wide[n].shape[-2]:  # rows that nobody needs any more are left behind
+                self._wide[n] = _longer(self._wide[n][: self._rows], 2, self._length + _ROOM)
             self._wide[n][: self._rows, :, first : self._length] = new
         return self._narrow()
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Take the rows `indices`, one as often as it is named; a row that keeps its place costs nothing."""
-        place = torch.arange(len(indices), device=indices.device)
-        moved = place[indices != place]
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take the rows `beam_idx`, one as often as it is named; a row that keeps its place costs nothing."""
+        rows = len(beam_idx)
+        place = torch.arange(rows, device=beam_idx.device)
+        moved = place[beam_idx != place]
         for n, wide in enumerate(self._wide):
-            if len(indices) > len(wide):
-                self._wide[n] = _longer(wide, 0, math.ceil(_MORE_ROWS * len(indices)))
-            self._wide[n][moved, :, : self._length] = wide[indices[moved], :, : self._length]
-        self._rows = len(indices)
+            if rows > len(wide):
+                self._wide[n] = _longer(wide, 0, min(self._most, math.ceil(_MORE_ROWS * rows)))
+            self._wide[n][moved, :, : self._length] = wide[beam_idx[moved], :, : self._length]
+        self._rows = rows
         self._narrow()
 
     def _narrow(self) -> tuple[Tensor, Tensor]:
@@ -244,11 +248,11 @@ def _longer(values: Tensor, axis: int, length: int) -> Tensor:
     return torch.cat([values, values.new_empty(size)], axis)
 
 
-def _give_room(cache: Any) -> None:
-    """Put layers with room in the place of those that keep all they are given, and know nothing else."""
+def _give_room(cache: Any, most: int) -> None:
+    """Put layers with room, `most` rows of it, in the place of those that keep all they are given and do no more."""
     for n, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            cache.layers[n] = _RoomyLayer(layer.keys, layer.values)
+            cache.layers[n] = _RoomyLayer(layer.keys, layer.values, most)
 
 
 def left_padded(prompts: Sequence[list[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

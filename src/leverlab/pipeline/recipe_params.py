@@ -16,6 +16,7 @@ from leverlab.config.dialogue_training import DialogueRceParams, DialogueSftPara
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams, LoraParams
 from leverlab.config.gguf import RuntimeParams
 from leverlab.config.report import ReportParams
+from leverlab.lm.scorers import FEATURES
 from leverlab.pipeline.params import check_sections
 
 SECTIONS: dict[str, type[Section]] = {
@@ -59,4 +60,8 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
         problems.append(f"{where}: grpo.evaluate_on exceeds data.val = {parsed['data'].val}")
     if parsed["hack_probe"].evaluate_every % parsed["grpo"].updates:
         problems.append(f"{where}: hack_probe.evaluate_every must be a multiple of grpo.updates")
+    if parsed["shadow"].member_features > len(FEATURES):
+        problems.append(f"{where}: shadow.member_features exceeds the {len(FEATURES)} features of a scorer")
+    if parsed["shadow"].folds > parsed["data"].calib:
+        problems.append(f"{where}: shadow.folds exceeds data.calib = {parsed['data'].calib}")
     return problems

@@ -75,10 +75,15 @@ class HackProbe(_Record):
 
 
 class Scorers(_Record):
-    """Weights of the old and of the new scorer, by feature."""
+    """Weights of the old and of the new scorer, by feature.
+
+    strength: of the prior that holds the new one; faithful: whether it was so in every fold of the cross-validation.
+    """
 
     old: dict[str, float]
     new: dict[str, float]
+    strength: float
+    faithful: bool
 
 
 @dataclass(frozen=True)
