@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Qwen3NextConfig
 
 from leverlab.errors import LeverlabError
 from leverlab.lm.chat import Chat
@@ -163,6 +164,33 @@ def test_copies_that_part_say_what_they_say_apart(chat: Chat, speaker: Any) -> N
                 logits = speaker(torch.tensor([one.prompt + one.completion])).logits[0, len(one.prompt) - 1 : -1]
             expected = torch.log_softmax(logits / HOT, -1).gather(1, torch.tensor(one.completion)[:, None])[:, 0]
             assert one.logps == pytest.approx((expected * torch.tensor(one.own)).tolist(), abs=1e-4)
+
+
+def test_a_cache_with_recurrent_states(chat: Chat) -> None:
+    """Layers with linear attention keep states instead of keys and values; copies that part take theirs along."""
+    sizes = {"linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 8}
+    experts = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+    config = Qwen3NextConfig(
+        vocab_size=len(chat.tokenizer),
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        linear_value_head_dim=8,
+        shared_expert_intermediate_size=16,
+        **sizes,
+        **experts,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    found = roll_out(model, chat, questions(), 6, LIMITS, 1.0, torch.Generator().manual_seed(0))
+    assert len({tuple(one.completion) for one in found}) > 6
+    for one in found:
+        with torch.no_grad():
+            logits = model(torch.tensor([one.prompt + one.completion])).logits[0, len(one.prompt) - 1 : -1]
+        expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(one.completion)[:, None])[:, 0]
+        assert one.logps == pytest.approx((expected * torch.tensor(one.own)).tolist(), abs=1e-4)
 
 
 def test_stems_keep_their_places() -> None:
