@@ -1,9 +1,11 @@
 """`leverlab plan ledger --recipe` on a real DVC repository whose pipeline stands in a folder of it."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 from leverlab.errors import LeverlabError
 from leverlab.pipeline.recipe_runs import recipe_sweep
@@ -151,6 +153,20 @@ def test_params_that_did_not_run_are_told(root: Path) -> None:
 def test_what_cannot_be_ranked(root: Path, names: list[str], message: str) -> None:
     with pytest.raises(LeverlabError, match=message):
         recipe_sweep(root, root / "recipes/ask", names)
+
+
+def test_what_the_lock_says_of_other_seeds_does_not_count(root: Path) -> None:
+    """As of a run with fewer seeds than the one before it."""
+    path = root / "recipes/ask/dvc.lock"
+    yaml = YAML()
+    lock = yaml.load(path.read_text())
+    other = json.loads(json.dumps(lock["stages"]["grpo@0"]))
+    other["params"]["recipes/ask/params.yaml"]["grpo"]["lr"] = 0.5
+    for seed, warned in (("7", False), ("1", True)):
+        lock["stages"][f"grpo@{seed}"] = other
+        with path.open("w") as file:
+            yaml.dump(lock, file)
+        assert bool(recipe_sweep(root, root / "recipes/ask", ["workspace", "fast"]).warnings) is warned
 
 
 def test_params_that_say_something_else_do_not_change_the_measure(root: Path) -> None:

@@ -41,6 +41,7 @@ def recipe_sweep(root: Path, recipe: Path, names: Sequence[str]) -> Sweep:
             stages = stages_of(yaml_of(fs, name, f"{folder}/dvc.lock"))
             params = yaml_of(fs, name, f"{folder}/params.yaml")
             choices, changed = _choices(fs, name, f"{folder}/{CHOICES}")
+        stages = _of_seeds(stages, choices["seed"].tolist())
         measures[name] = measure = _measure(stages, folder, name)
         beside = {figure: float(choices[figure].mean()) for figure in FIGURES if figure != measure["by"]}
         reached = dict(zip(choices["seed"].tolist(), choices[measure["by"]].astype(float).tolist(), strict=True))
@@ -61,6 +62,13 @@ def recipe_sweep(root: Path, recipe: Path, names: Sequence[str]) -> Sweep:
                 "differ in what is trained alone"
             )
     return rank(runs, str(measures[first]["by"]).replace("_", "-"), warnings)
+
+
+def _of_seeds(stages: Mapping[str, dict[str, Any]], seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Return the stages without those of other seeds, which an earlier run with more seeds left in the lock."""
+    return {
+        name: stage for name, stage in stages.items() if "@" not in name or name.partition("@")[2] in map(str, seeds)
+    }
 
 
 def _measure(stages: Mapping[str, Mapping[str, Any]], folder: str, name: str) -> dict[str, Any]:
