@@ -408,6 +408,7 @@ def test_a_runtime_that_died_is_started_again(
             if not os.path.exists(marker):
                 open(marker, 'w').close()
                 sys.stderr.write('out of luck')
+                sys.stderr.flush()
                 os.abort()
             sys.stderr.write('later words')
             say(error='no')
