@@ -7,8 +7,10 @@ from peft import LoraConfig, get_peft_model
 from leverlab.errors import LeverlabError
 from leverlab.lm.adapters import weights_digest
 from leverlab.lm.folding import folded
+from leverlab.lm.rollouts import Limits, roll_out
+from tests.lm.scripted import question
 from tests.lm.test_adapters import IDS, logits, moved
-from tests.lm.training_runs import base
+from tests.lm.training_runs import CHAT, base
 
 
 def test_folded_says_the_same_and_leaves_every_byte() -> None:
@@ -87,3 +89,15 @@ def test_coarse_and_shared_weights_stay() -> None:
     with folded(policy):
         torch.testing.assert_close(logits(policy), said, rtol=1e-4, atol=1e-5)
         assert [one.merged for one in policy.modules() if hasattr(one, "merged_adapters")].count(False) == 1
+
+
+def test_rollouts_fold_unless_told_not_to() -> None:
+    """As the proof of a merge must not, which would else hold what is merged against itself."""
+    policy, heard = moved(base()), []
+    for layer in policy.modules():
+        if hasattr(layer, "lora_A"):
+            layer.lora_A["default"].register_forward_hook(lambda *_: heard.append(1))
+    roll_out(policy, CHAT, [question()], 1, Limits(1, 3), 0.0)
+    assert not heard
+    roll_out(policy, CHAT, [question()], 1, Limits(1, 3), 0.0, fold=False)
+    assert heard

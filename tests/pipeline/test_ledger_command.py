@@ -114,13 +114,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def root(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_dvc: None) -> Path:
-    shutil.copytree(built, tmp_path / "work", symlinks=True)
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
-
-
 def test_an_outcome(root: Path) -> None:
     """The chosen checkpoints say .7 and .72, their KL is 1 and 2; the stage took 100 and 101 s."""
     outcome = read_outcome(root, "small-fast", experiments(root))

@@ -98,13 +98,6 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def root(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quiet_dvc: None) -> Path:
-    shutil.copytree(built, tmp_path / "work", symlinks=True)
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
-
-
 def test_runs_are_ranked_by_the_validation_reward(root: Path) -> None:
     """Means .85 and .55; for two seeds the standard error is half their difference."""
     found = recipe_sweep(root, root / "recipes/ask", ["first", "fast"])

@@ -171,6 +171,13 @@ def test_evaluations_come_from_the_policy(recipe: Path) -> None:
         assert row[name] == pytest.approx(value, nan_ok=True, rel=1e-5), name
 
 
+def test_the_merge_is_held_against_the_adapter_beside_the_weights(recipe: Path) -> None:
+    """They differ by rounding; were it folded in, the merged policy would be held against itself."""
+    proof = json.loads((recipe / "models/merged/proof.json").read_text())
+    assert proof["equal"] == proof["dialogues"] == 12
+    assert 0 < proof["max_logp_difference"] < 1e-3
+
+
 def test_exported_answers_are_stored_and_counted(recipe: Path) -> None:
     written = json.loads((recipe / "reports/gguf.json").read_text())
     test = questions_of(recipe, "test")
