@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from leverlab.lm import tiny
 from leverlab.lm.chat import Chat
@@ -68,7 +69,12 @@ def tokens_of(chat: Chat, name: str) -> list[int]:
     return ids + chat.turn(turns[-1])
 
 
-def taught(folder: Path, steps: int = 90) -> Taught:
+def taught(folder: Path, steps: int = 90, smoothing: float = 0.0) -> Taught:
+    """Return a model that was trained on the scripts for `steps` updates.
+
+    smoothing: the share of each label that is spread over the vocabulary. The model is sure of its script then, and
+    gives other tokens a probability all the same, so no test hangs on the last bits of its weights.
+    """
     words = [text for one in QUESTIONS for text in (one.text, *one.replies.values())]
     tokenizer = tiny.build_tokenizer([*words, NOT_UNDERSTOOD, "home friend Ana Lima Bo Oslo ?"])
     torch.manual_seed(0)
@@ -79,7 +85,8 @@ def taught(folder: Path, steps: int = 90) -> Taught:
     labels = torch.tensor([row + [-100] * (longest - len(row)) for row in rows])
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(steps):
-        loss = model(input_ids=ids, labels=labels).loss
+        logits = model(input_ids=ids).logits[:, :-1]
+        loss = cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), label_smoothing=smoothing)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

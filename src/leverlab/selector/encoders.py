@@ -1,5 +1,6 @@
 """Encoders: from examples to the vectors that samplers, baselines and the selector compare."""
 
+import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ class VlmImageEncoder:
         device = self._vlm.device
         patches = torch.cat([one["pixel_values"] for one in inputs]).to(device)
         grids = torch.stack([one["image_grid_thw"] for one in inputs]).to(device)
-        return torch.stack([tokens.float().mean(0) for tokens in encode_images(self._vlm.model, patches, grids)])
+        return torch.stack([_mean(tokens) for tokens in encode_images(self._vlm.model, patches, grids)])
 
 
 class ClipImageEncoder:
@@ -82,6 +83,8 @@ def compute_features_vlm(
 ) -> FeatureTable:
     """Return features from the VLM's own parts, float32. With `folder`, batches are kept there and not computed twice.
 
+    On a CPU the bytes are the same on every instruction set (see `exact_on_cpu`).
+
     Image: the mean of the image's merged tokens out of the vision tower. Question, answer: the mean input embedding of
     the tokens of the question, and of a blank and the reference answer (as the prompt spells it). Equal images and
     equal texts are encoded once.
@@ -89,11 +92,14 @@ def compute_features_vlm(
 
     def embed(text: str) -> Vectors:
         ids = vlm.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
-        return _numpy(vlm.embed_tokens(ids.to(vlm.device)).float().mean(0))
+        return _numpy(_mean(vlm.embed_tokens(ids.to(vlm.device)).double()))
 
+    encoder = VlmImageEncoder(vlm)
+    with exact_on_cpu(encoder.module):
+        images = image_features(encoder, examples, folder, track)
     return FeatureTable(
         tuple(example.id for example in examples),
-        image_features(VlmImageEncoder(vlm), examples, folder, track),
+        images,
         _encode_texts([example.question for example in examples], lambda texts: [embed(text) for text in texts]),
         _encode_texts([f" {example.answer}" for example in examples], lambda texts: [embed(text) for text in texts]),
     )
@@ -109,7 +115,8 @@ def compute_features_clip(
 ) -> FeatureTable:
     """Return features of the CLIP-class model in `source` (a hub id or a folder), float32, in its shared space.
 
-    With `folder`, batches of images are kept there and not computed twice.
+    With `folder`, batches of images are kept there and not computed twice. On a CPU the bytes are the same on every
+    instruction set (see `exact_on_cpu`).
     Raises `LeverlabError` when the checkpoint cannot be loaded, lacks a tensor, or has no image and text features.
     """
     model, image_processor, tokenizer = load_clip(source, device)
@@ -121,12 +128,33 @@ def compute_features_clip(
             options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
             yield from _numpy(model.get_text_features(**tokenizer(batch, **options).to(device)).pooler_output)
 
-    return FeatureTable(
-        tuple(example.id for example in examples),
-        image_features(ClipImageEncoder(model, image_processor), examples, folder, track),
-        _encode_texts([example.question for example in examples], embed),
-        _encode_texts([example.answer for example in examples], embed),
-    )
+    with exact_on_cpu(model):
+        return FeatureTable(
+            tuple(example.id for example in examples),
+            image_features(ClipImageEncoder(model, image_processor), examples, folder, track),
+            _encode_texts([example.question for example in examples], embed),
+            _encode_texts([example.answer for example in examples], embed),
+        )
+
+
+@contextlib.contextmanager
+def exact_on_cpu(module: nn.Module) -> Iterator[None]:
+    """Let `module` compute in float64 where it is on a CPU; afterwards it has its dtype and its values again.
+
+    CPUs sum in different orders (AVX2, AVX-512, AMX), and bfloat16 and float32 sums differ by their last bits then. Sums
+    in float64 differ by 1e-16, so the float32 values that they are rounded to are the same, but for about one value in
+    1e8. A GPU keeps the dtype: no bytes are promised there.
+    """
+    parameter = next(module.parameters())
+    dtype = parameter.dtype
+    if parameter.device.type != "cpu":
+        yield
+        return
+    module.double()
+    try:
+        yield
+    finally:
+        module.to(dtype)
 
 
 def load_clip(source: str, device: str = "cpu") -> tuple[Any, Any, Any]:
@@ -213,6 +241,11 @@ def _encode_texts(texts: Sequence[str], embed: Callable[[list[str]], Iterable[Ve
 
 def _chunks(items: list[Any], size: int) -> Iterator[list[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _mean(tokens_TD: Tensor) -> Tensor:
+    """Return the mean (D,) of tokens, summed in float32 or better, as float32."""
+    return tokens_TD.to(torch.promote_types(tokens_TD.dtype, torch.float32)).mean(0).float()
 
 
 def _numpy(vectors: Tensor) -> Vectors:
