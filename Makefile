@@ -5,15 +5,16 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-VENV := $(CURDIR)/.venv
+# Paths are relative, for make splits a name at its spaces, and the repository may lie in a folder that has some.
+VENV := .venv
 STAMP := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-export PATH := $(VENV)/bin:$(PATH)
-export VIRTUAL_ENV := $(VENV)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 export DVC_NO_ANALYTICS := 1
-# One thread gives the same bytes on every machine, and is faster for small models; raise it for large ones.
+# One thread gives the same bytes whatever the number of cores, and is faster for small models; raise it for large ones.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: help repro clarify test lint format bench bench-clarify verify report gate gate-clarify demo test-demo clean setup setup-demo
@@ -78,8 +79,8 @@ setup-demo: setup
 	$(PIP) install -r requirements-demo.txt
 
 $(STAMP): requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("leverlab needs Python 3.11 or newer: make PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)'
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c 'import sys; sys.exit("leverlab needs Python 3.11 or newer: make PYTHON=/path/to/it" if sys.version_info < (3, 11) else 0)'
+	test -x $(VENV)/bin/python || "$(PYTHON)" -m venv $(VENV)
 	$(PIP) install "$$(grep '^torch==' requirements.txt)"
 	$(PIP) install -r requirements.txt
 	$(PIP) install --no-deps --no-build-isolation --editable .

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +17,14 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from leverlab.errors import LeverlabError
+from leverlab.records import write_examples
 from leverlab.selector import encoders
-from leverlab.selector.encoders import compute_features_clip, compute_features_vlm
+from leverlab.selector.encoders import compute_features_clip, compute_features_vlm, exact_on_cpu
 from leverlab.selector.features import FeatureTable, read_features, write_features
 from leverlab.vlm.model import Vlm
 from leverlab.vlm.tiny import build_model, build_processor, build_tokenizer
 from leverlab.worlds.digits import digits_world
+from tests.instruction_sets import SSE
 
 POOL = digits_world(12, 1, 1, 1, 0.0, seed=0).pool
 IDS = ("a", "b", "c")
@@ -170,6 +175,51 @@ def test_a_bfloat16_model_gives_float32_features_close_to_those_of_float32(vlm):
     features = compute_features_vlm(half, POOL)
     assert features.image_ND.dtype == np.float32
     np.testing.assert_allclose(features.image_ND, compute_features_vlm(vlm, POOL).image_ND, atol=0.02)
+
+
+FEATURES = """
+import hashlib, sys
+from contextlib import nullcontext
+from pathlib import Path
+from leverlab.records import read_examples
+from leverlab.selector import encoders
+from leverlab.vlm.model import load_vlm
+
+vlm, clip, pool, exact = sys.argv[1:]
+if exact == "no":
+    encoders.exact_on_cpu = nullcontext
+examples = read_examples(Path(pool))
+for table in (
+    encoders.compute_features_vlm(load_vlm(vlm, "bfloat16"), examples),
+    encoders.compute_features_clip(clip, examples),
+):
+    print(hashlib.sha256(b"".join(map(bytes, (table.image_ND, table.question_ND, table.answer_ND)))).hexdigest())
+"""
+
+
+@pytest.mark.parametrize(("exact", "kinds"), [("yes", 1), ("no", 2)])
+def test_features_have_the_same_bytes_under_other_instruction_sets(vlm, clip, tmp_path, exact, kinds):
+    """Of a checkpoint in bfloat16 and of CLIP, with float64 sums. Sums in the model's own dtype differ."""
+    half = Vlm(build_model(vlm.processor.tokenizer).to(torch.bfloat16), vlm.processor, "digest")
+    half.model.save_pretrained(tmp_path)
+    half.processor.save_pretrained(tmp_path)
+    write_examples(tmp_path / "pool.parquet", POOL)
+    command = [sys.executable, "-c", FEATURES, str(tmp_path), str(clip), str(tmp_path / "pool.parquet"), exact]
+    found = [
+        subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=True).stdout
+        for settings in ({}, SSE)
+    ]
+    assert [len(set(digests)) for digests in zip(*map(str.split, found), strict=True)] == [kinds, kinds]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_encoder_that_computed_exactly_is_as_it_was(dtype):
+    module = torch.nn.Linear(3, 2).to(dtype)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(KeyError), exact_on_cpu(module):
+        assert module.weight.dtype == torch.float64
+        raise KeyError
+    assert all(value.dtype == dtype and torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
 @pytest.fixture(scope="module")
