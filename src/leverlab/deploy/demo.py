@@ -19,6 +19,7 @@ from leverlab.deploy.bundle import FEATURES, Bundle, Pick, PoolSelector
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.baselines import mixed, select
 from leverlab.evaluation.summary import SELECTORS
+from leverlab.images import rgb_image
 from leverlab.records import Example
 from leverlab.selector.candidates import unit_vectors
 from leverlab.selector.inference import InferenceSelector
@@ -156,11 +157,11 @@ def _large(image: Image.Image) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> tuple[tuple[int, int], bytes]:
-    rgb = image.convert("RGB")
+    rgb = rgb_image(image)
     return rgb.size, rgb.tobytes()
 
 
 def _png(image: Image.Image) -> bytes:
     content = io.BytesIO()
-    image.convert("RGB").save(content, format="PNG")
+    rgb_image(image).save(content, format="PNG")
     return content.getvalue()

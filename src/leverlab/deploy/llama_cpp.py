@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,17 +80,15 @@ def chat_messages(demos: Sequence[Example], question: Example, images: ImageLimi
     """Return a prompt in the words of the chat completions interface, images as data URIs.
 
     images: the sizes that images are brought to, as PNG files. llama.cpp would decode and resize in other ways than
-    transformers, and reads fewer formats; it does not normalise texts as Qwen's tokenizer does, so they come in NFC.
-    Raises `LeverlabError` when an image cannot be decoded or is too narrow.
+    transformers, and reads fewer formats. Raises `LeverlabError` when an image cannot be decoded or is too narrow.
     """
     messages: list[Message] = []
     for example in (*demos, question):
-        asked, answer = (unicodedata.normalize("NFC", text) for text in (example.question, example.answer))
         content = images.fitting_png(example.open_image())
         url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         image = {"type": "image_url", "image_url": {"url": url}}
-        messages.append({"role": "user", "content": [image, {"type": "text", "text": asked}]})
-        messages.append({"role": "assistant", "content": answer})
+        messages.append({"role": "user", "content": [image, {"type": "text", "text": example.question}]})
+        messages.append({"role": "assistant", "content": example.answer})
     return messages[:-1]
 
 
