@@ -24,6 +24,7 @@ from leverlab.deploy import llama_worker
 from leverlab.errors import LeverlabError
 from leverlab.export.images import ImageLimits
 from leverlab.records import Example
+from leverlab.texts import normalised
 
 PACKAGE = "xllamacpp"
 Message = dict[str, Any]
@@ -147,7 +148,7 @@ class LlamaCpp:
             self._start()
         said = self._ask(request, "answering with")
         return Answer(
-            text=str(said["text"]).strip(),
+            text=normalised(str(said["text"])).strip(),
             prompt_tokens=int(said["prompt_tokens"]),
             ids=tuple(said["ids"]),
             top=tuple({int(token): _number(value) for token, value in tokens} for tokens in said["top"]),

@@ -86,7 +86,7 @@ def _load(source: str, config: str | None, split: str) -> Any:
         return saved[split] if isinstance(saved, DatasetDict) else saved
     found = load_splits(str(path / config if config and (path / config).is_dir() else path))
     if split not in found:
-        raise LeverlabError(f"'{source}' has the splits {sorted(found)}, not '{split}'; name one of them")
+        raise ValueError(f"it has the splits {sorted(found)}")
     return found[split]
 
 

@@ -13,24 +13,21 @@ def load_splits(source: str, config: str | None = None) -> dict[str, Any]:
     """Return split → `datasets.Dataset` of a hub id or a folder, or of one JSON or parquet file (split "train").
 
     JSON files on this machine are read here: the library's own reader makes a time of a text that looks like a date,
-    so that the answer "1999-01-01" is lost. Raises `LeverlabError` when a JSON file cannot be read, and whatever
-    `datasets` raises.
+    so that the answer "1999-01-01" is lost. Raises `LeverlabError` when a JSON file cannot be read, `ValueError` when
+    it is empty, and whatever `datasets` raises.
     """
-    from datasets import Dataset, load_dataset, load_dataset_builder
+    from datasets import load_dataset, load_dataset_builder
     from datasets.packaged_modules.json.json import Json
 
     path = Path(source)
     if path.is_file():
         if path.suffix == ".parquet":
             return dict(load_dataset("parquet", data_files=source))
-        return {"train": Dataset.from_list([row for _, row in json_rows(path)])}
+        return {"train": _of_json([path])}
     builder = load_dataset_builder(source, config)
     files = {str(split): list(map(Path, names)) for split, names in (builder.config.data_files or {}).items()}
     if isinstance(builder, Json) and all(file.is_file() for of_split in files.values() for file in of_split):
-        return {
-            split: Dataset.from_list([row for file in of_split for _, row in json_rows(file)])
-            for split, of_split in files.items()
-        }
+        return {split: _of_json(of_split) for split, of_split in files.items()}
     return dict(load_dataset(source, config))
 
 
@@ -54,6 +51,15 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise LeverlabError(f"{where} must be a JSON object, not {str(row)[:100]}")
         yield where, row
+
+
+def _of_json(files: list[Path]) -> Any:
+    from datasets import Dataset
+
+    rows = [row for file in files for _, row in json_rows(file)]
+    if not rows:
+        raise ValueError("it holds no rows")
+    return Dataset.from_list(rows)
 
 
 def check_no_times(data: Any, columns: list[str], where: str) -> None:
