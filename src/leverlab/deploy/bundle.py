@@ -122,6 +122,7 @@ class Bundle:
         self.features = read_features(folder / FEATURES)
         self.selector = PoolSelector(InferenceSelector.load(folder), self.features)
         self._checked: set[str] = set()
+        self._image_ids = {demo.pixels: demo.image_id for demo in self.pool}
 
     @cached_property
     def encoder(self) -> FeatureEncoder:
@@ -156,7 +157,7 @@ class Bundle:
             raise LeverlabError("the question is empty; ask something about the image")
         pixels = pixel_digest(decode_image(image))
         name = hashlib.sha256(f"{pixels} {normalised(question)}".encode()).hexdigest()[:16]
-        return Example(name, image, f"image-{name}", question, "", ("?",))
+        return Example(name, image, self._image_ids.get(pixels, f"image-{name}"), question, "", ("?",))
 
     def pick(self, question: Example, shots: int) -> list[Pick]:
         """Return the demos for `question`, best first: `shots` of them, or fewer where the policy stops.
