@@ -19,7 +19,6 @@ from leverlab.deploy.bundle import FEATURES, Bundle, Pick, PoolSelector
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.baselines import mixed, select
 from leverlab.evaluation.summary import SELECTORS
-from leverlab.images import rgb_image
 from leverlab.records import Example
 from leverlab.selector.candidates import unit_vectors
 from leverlab.selector.inference import InferenceSelector
@@ -157,11 +156,11 @@ def _large(image: Image.Image) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> tuple[tuple[int, int], bytes]:
-    rgb = rgb_image(image)
+    rgb = image.convert("RGB")
     return rgb.size, rgb.tobytes()
 
 
 def _png(image: Image.Image) -> bytes:
     content = io.BytesIO()
-    rgb_image(image).save(content, format="PNG")
+    image.convert("RGB").save(content, format="PNG")
     return content.getvalue()
