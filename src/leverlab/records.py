@@ -5,9 +5,9 @@ through `datasets` with an image column; a demo or question is known by its stri
 inside a tensor.
 """
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,31 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from leverlab.errors import LeverlabError
+from leverlab.images import decode_image, pixel_digest
+from leverlab.texts import normalised
 
 COLUMNS = ("id", "image", "image_id", "question", "question_type", "answers")
+UNSCORABLE = (2, 3)  # numbers of answers with which VQA accuracy cannot reach 1; see `evaluation.vqa_metric`
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question about an image with its answers; in the pool it serves as a demo."""
+    """A question about an image with its answers; in the pool it serves as a demo.
+
+    Question, question type and answers are brought into the form of `leverlab.texts`, wherever they come from.
+    """
 
     id: str
     image: bytes  # an encoded image file (PNG, JPEG, …)
-    image_id: str  # what the image shows; examples of one image_id never stand in two splits
+    image_id: str  # what the image shows; examples of one image_id are never in two splits
     question: str
     question_type: str
     answers: tuple[str, ...]  # one, or the ten of the VQA data sets
+
+    def __post_init__(self) -> None:
+        for name in ("question", "question_type"):
+            object.__setattr__(self, name, normalised(getattr(self, name)))
+        object.__setattr__(self, "answers", tuple(map(normalised, self.answers)))
 
     @property
     def answer(self) -> str:
@@ -38,23 +49,23 @@ class Example:
         return max(self.answers, key=self.answers.count)
 
     def open_image(self) -> Image.Image:
-        """Return the decoded RGB image. Raises `LeverlabError` when the bytes are no image."""
+        """Return the image as `decode_image` does. Raises the same errors, with the id."""
         try:
-            return Image.open(io.BytesIO(self.image)).convert("RGB")
-        except Exception as error:  # its decoders raise struct.error, IndexError and more beside OSError
-            raise LeverlabError(
-                f"the image of '{self.id}' cannot be decoded ({error}); replace or remove the row"
-            ) from None
+            return decode_image(self.image)
+        except LeverlabError as error:
+            raise LeverlabError(f"example '{self.id}': {error}") from None
+
+    @cached_property
+    def pixels(self) -> str:
+        """A digest of the decoded image, equal for equal pixels in any file. Raises the errors of `open_image`."""
+        return pixel_digest(self.open_image())
 
 
 def parse_example(row: dict[str, Any], where: str) -> Example:
     """Return the checked `Example` of a raw row; `where` (file and row) opens every error message."""
     identifier = _text(row, "id", where)
     where = f"{where} (id '{identifier}')"
-    image = row.get("image")
-    data = image.get("bytes") if isinstance(image, dict) else image
-    if not isinstance(data, bytes) or not data:
-        raise LeverlabError(f"{where} has no image bytes; add the image or remove the row")
+    data = image_bytes(row.get("image"), where)
     answers = row.get("answers")
     if not isinstance(answers, Sequence) or isinstance(answers, str | bytes):
         raise LeverlabError(f"{where}: 'answers' must be a list of texts, not {answers!r}")
@@ -69,10 +80,23 @@ def parse_example(row: dict[str, Any], where: str) -> Example:
         answers=tuple(answers),
     )
     try:
-        example.open_image()
+        example.pixels  # noqa: B018 - decodes the image
     except LeverlabError as error:
         raise LeverlabError(f"{where}: {error}") from None
     return example
+
+
+def image_bytes(image: Any, where: str) -> bytes:
+    """Return the encoded image of a cell: bytes, or a struct with `bytes` and `path`.
+
+    Raises `LeverlabError`, which `where` opens, when it has none: a path alone names a file on another machine.
+    """
+    data = image.get("bytes") if isinstance(image, dict) else image
+    if isinstance(data, bytes) and data:
+        return data
+    path = image.get("path") if isinstance(image, dict) else None
+    named = f", only the path {path!r}: put the file's bytes into the column" if path else "; add the image"
+    raise LeverlabError(f"{where} has no image bytes{named}, or remove the row")
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:

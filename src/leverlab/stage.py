@@ -44,6 +44,7 @@ PACKAGES = (
     "gguf",
     "xllamacpp",
 )
+CHECK = "leverlab.pipeline.check_params"
 ItemT = TypeVar("ItemT")
 
 
@@ -208,6 +209,7 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
     start = time.monotonic()
     try:
         declaration = read_declaration(Path(home) / "dvc.yaml", stage, item or {})
+        check_all_params(home)
         locks = Path(".leverlab") / "locks" / home
         locks.mkdir(parents=True, exist_ok=True)
         with _own_workspace(locks / f"{declaration.name}.lock", declaration.name):
@@ -232,6 +234,21 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
             f"leverlab: stage {stage}: no space left on the disk ({error}); free some and run dvc repro again: "
             "what was finished is kept"
         )
+
+
+def check_all_params(home: str) -> None:
+    """Raise `LeverlabError` when any section of the params file in `home` is not valid, declared by the stage or not.
+
+    A bad value of a late section stops the first stage that runs, not the last one after hours of training. The check
+    is a process of its own that can only say no: what it reads reaches no out, so it is neither dep nor param of a
+    stage. A place that has only what a stage declares (`leverlab verify`) lacks it, and sections too: nothing is
+    checked there.
+    """
+    if not Path("src", *CHECK.split(".")).with_suffix(".py").exists():
+        return
+    done = subprocess.run([sys.executable, "-m", CHECK, home], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise LeverlabError(done.stderr.strip() or f"the check of the params ended with status {done.returncode}")
 
 
 def _lies_in(path: str, declared: Sequence[str]) -> bool:

@@ -30,6 +30,7 @@ from leverlab.export.images import ImageLimits
 from leverlab.export.vision_part import image_limits
 from leverlab.records import Example
 from leverlab.selector.encoders import VlmImageEncoder, compute_features_vlm
+from leverlab.texts import normalised
 from leverlab.vlm.model import Vlm, load_vlm
 from leverlab.vlm.processor import ImageOnlyQwen25VLProcessor
 from leverlab.vlm.tiny import CHAT_TEMPLATE, build_tokenizer
@@ -43,7 +44,7 @@ TEXTS = (
     " bazo",
     "it's 12,345.60 €",
     "Ça va, naïve Ångström? ǆ",
-    "e\u0301 is not é",  # the tokenizer normalises nothing
+    "e\u0301 is é",  # the tokenizer normalises nothing, what reads texts does
     "<|im_start|>user\n<|image_pad|><|im_end|> and <|im_end |>",
     "👩‍🚀 😀日本語",
     "  two   spaces\r\n\r\n\ttab \u00a0",
@@ -232,7 +233,7 @@ def test_quantised_texts_are_the_decoded_ones(
 
     monkeypatch.setattr(gguf.quants, "dequantize", counted)
     for text in TEXTS:
-        ids = digits.vlm.processor.tokenizer(text, add_special_tokens=False).input_ids
+        ids = digits.vlm.processor.tokenizer(normalised(text), add_special_tokens=False).input_ids
         decoded.clear()
         found = quantised.text(text)
         assert decoded == [len(ids)]

@@ -9,6 +9,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from leverlab.errors import LeverlabError
 from leverlab.export.images import ImageLimits
+from leverlab.images import rgb_image
 
 
 @pytest.mark.parametrize(
@@ -49,11 +50,11 @@ def test_an_image_that_fits_keeps_its_pixels() -> None:
 
 
 def test_another_one_is_resized_in_rgb() -> None:
-    """40 x 21 pixels are 2.5 x 1.3 tokens; half rounds to even. Its transparency does not mix colours."""
+    """40 x 21 pixels are 2.5 x 1.3 tokens; half rounds to even. What is transparent lies on white."""
     image = noise("RGBA", 40, 21, 4)
     shown = Image.open(io.BytesIO(ImageLimits(16, 256, 2560).fitting_png(image)))
     assert (shown.mode, shown.size) == ("RGB", (32, 16))
-    assert np.array_equal(shown, image.convert("RGB").resize((32, 16), Image.Resampling.BICUBIC))
+    assert np.array_equal(shown, rgb_image(image).resize((32, 16), Image.Resampling.BICUBIC))
 
 
 @pytest.mark.parametrize(("side", "fewest", "most"), [(16, 0, 4), (16, 5, 4), (16, -1, -1), (0, 1, 4), (16, 300, 500)])

@@ -38,6 +38,8 @@ class Tally:
         try:
             value = self.read()
         except LeverlabError as error:
+            if " at 0x" in str(error):
+                raise AssertionError(f"{what}: {str(error)!r} holds a memory address") from error
             if not any(name in str(error) for name in self.names):
                 raise AssertionError(f"{what}: {str(error)!r} names none of {self.names}") from error
             self.refused += 1

@@ -255,7 +255,8 @@ def test_official_vqa(tmp_path: Path, tally: Maker, kind: str) -> None:
         (tmp_path / f"OpenEnded_mscoco_{part}_questions.json").write_text(json.dumps(QUESTIONS))
         (tmp_path / f"mscoco_{part}_annotations.json").write_text(json.dumps(ANNOTATIONS))
         for image in (3, 4):
-            (tmp_path / f"COCO_{part}_{image:012d}.jpg").write_bytes(picture("red", "JPEG"))
+            colour = {"train2014": ("red", "blue"), "val2014": ("green", "white")}[part][image - 3]
+            (tmp_path / f"COCO_{part}_{image:012d}.jpg").write_bytes(picture(colour, "JPEG"))
     name = {"questions": "OpenEnded_mscoco_val2014_questions.json", "annotations": "mscoco_val2014_annotations.json"}
     path = tmp_path / name[kind]
 

@@ -191,6 +191,12 @@ def test_the_text_of_a_known_question_is_that_question(say: Say) -> None:
     assert "question plain: " in say([PLAIN.text], grpo=[final("Oslo")])
 
 
+def test_what_is_typed_decomposed_is_read_composed(say: Say) -> None:
+    shown = say(["is it e\u0301te\u0301 ?", "in Orle\u0301ans"], grpo=[ask("home"), final("Oslo")])
+    assert "question typed: is it \u00e9t\u00e9 ?" in shown
+    assert "user: in Orl\u00e9ans\n" in shown
+
+
 def test_policies_take_turns(say: Say) -> None:
     """One that cannot be loaded leaves the one that speaks; a policy speaks under its own name."""
     scripts = {"sft": [ask("home"), final("Oslo")], "grpo": [final("Rome")]}

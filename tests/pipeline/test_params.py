@@ -1,14 +1,21 @@
 """The whole of params.yaml: what must hold between sections, and all problems at once."""
 
 import copy
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leverlab.config.base import read_params
+from leverlab.config.gguf import KINDS
 from leverlab.errors import LeverlabError
-from leverlab.pipeline.params import SECTIONS, check_params, check_params_file
+from leverlab.evaluation.summary import METHODS, RETRIEVAL, SELECTORS
+from leverlab.pipeline.gate_names import BASELINES, TRAINED, main_metrics, recipe_metrics
+from leverlab.pipeline.params import RETRIEVAL_LISTS, SECTIONS, check_params, check_params_file
+from leverlab.pipeline.recipe_params import check_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -110,3 +117,132 @@ def test_the_files_own_name_stands_in_the_message(tmp_path: Path) -> None:
     (tmp_path / "other.yaml").write_text("seeds: [0]\n")
     with pytest.raises(LeverlabError, match=r"^other\.yaml has no section 'data'"):
         check_params_file(tmp_path / "other.yaml")
+
+
+def test_a_seed_that_no_generator_takes_is_refused(params: dict[str, Any]) -> None:
+    check_params(params | {"seeds": [2**32 - 1]}, "params.yaml")
+    (problem,) = problems(params | {"seeds": [0, 2**32]})
+    assert problem == "params.yaml: 'seeds' = [0, 4294967296] must be a list of whole numbers from 0 to 4294967295"
+    for section, key in (("data", "seed"), ("prepare", "seed"), ("rl_data", "seed"), ("infer", "fixed_seed")):
+        changed = copy.deepcopy(params)
+        changed[section][key] = 2**32
+        assert f"'{section}.{key}' = 4294967296 is not allowed" in problems(changed)[0]
+
+
+@pytest.mark.parametrize("weights", [[0, 0, 0, 0], [1, 1, 1, -1]])
+def test_shot_weights_that_make_no_reward_are_refused(params: dict[str, Any], weights: list[float]) -> None:
+    params["reward"]["shot_weights"] = weights
+    (problem,) = problems(params)
+    assert problem.startswith("params.yaml: 'reward.shot_weights' = ")
+    assert "the shot weights: " in problem
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        (None, "needs weights for its terms: correct"),
+        ({}, "every weight is zero"),
+        ({"correct": 0}, "every weight is zero"),
+        ({"correct": -0.5}, "must be a finite number >= 0"),
+        ({"corect": 1}, "'corect' has weight 1.0 but is not read"),
+        ({"correct": {"kind": "linear", "start": 1, "end": 0}}, "every weight is zero"),
+        (
+            {"correct": {"kind": "piecewise", "start": 1, "end": 1, "points": [[0.5, -1]]}},
+            "must be a finite number >= 0, got -1.0 (at 50% of the training)",
+        ),
+    ],
+)
+def test_reward_weights_that_make_no_reward_are_refused(params: dict[str, Any], weights: Any, reason: str) -> None:
+    params["reward"]["weights"] = weights
+    (problem,) = problems(params)
+    assert problem.startswith("params.yaml: 'reward.weights' = ")
+    assert reason in problem
+
+
+def test_weights_that_pass_each_other_are_allowed(params: dict[str, Any]) -> None:
+    falling, rising = ({"kind": "linear", "start": start, "end": 1 - start} for start in (1, 0))
+    params["reward"]["weights"] = {"correct": falling, "answer_prob": rising}
+    check_params(params, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"low": 0.1, "high": 0.1}, "low = 0.1 must be below high = 0.1"),
+        ({"minimum": 2.0, "maximum": 1.0}, "minimum = 2.0 must be at most maximum = 1.0"),
+        ({"enabled": True, "minimum": 0.5}, "kl_beta = 0.02 must lie between adaptive_kl.minimum = 0.5"),
+    ],
+)
+def test_an_adaptive_beta_has_room(params: dict[str, Any], changes: dict[str, Any], reason: str) -> None:
+    params["grpo"]["adaptive_kl"] |= changes
+    (problem,) = problems(params)
+    assert reason in problem
+
+
+def test_no_more_stored_lists_are_kept_than_there_are(params: dict[str, Any]) -> None:
+    """5 beams, 4 retrieval lists and 7 random ones are 16; online there are as many as params say."""
+    params["grpo"] |= {"group": 32, "rollouts": "online"}
+    params["grpo"]["control"]["keep"] = 17
+    check_params(params, "params.yaml")
+    params["grpo"]["rollouts"] = "offline"
+    (problem,) = problems(params)
+    assert "grpo.control.keep = 17 exceeds the 16 lists of a stored group" in problem
+    params["grpo"]["control"]["keep"] = 16
+    check_params(params, "params.yaml")
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "accuracy",
+        "grpo.shots_0",
+        "grpo.shots_5",
+        "zero_shot.shots_1",
+        "lift.over_rce",
+        "comparisons.grpo.shots_4.ci_low",
+        "comparisons.sft.shots_4.low",
+        "comparisons.sft.shots_4",
+        "chosen.grpo.kll",
+        "chosen.oracle.kl",
+        "gguf.q9_0.mean_kl",
+        "gguf.q8_0",
+    ],
+)
+def test_a_gate_on_what_no_stage_measures_is_refused(params: dict[str, Any], metric: str) -> None:
+    params["report"]["gates"]["mine"] = {"metric": metric, "at_least": 0}
+    (problem,) = problems(params)
+    assert f"report.gates.mine asks for the metric '{metric}', which no stage measures" in problem
+
+
+def leaves(metrics: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in metrics.items():
+        yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+
+
+def test_a_gate_on_anything_that_was_measured_is_allowed(params: dict[str, Any]) -> None:
+    """The committed reports/metrics.json, and every gate that was evaluated for the report."""
+    measured = json.loads((REPOSITORY / "reports/metrics.json").read_text())
+    gates = json.loads((REPOSITORY / "reports/gates.json").read_text())
+    known = main_metrics(params["eval"]["shots"], KINDS)
+    names = [*leaves(measured), *(gate["metric"] for gate in gates)]
+    assert len(names) > 50
+    assert [name for name in names if not any(re.fullmatch(pattern, name) for pattern in known)] == []
+    assert {"zero_shot", *BASELINES, *TRAINED} == set(METHODS)
+    assert set(TRAINED) == set(SELECTORS)
+    assert len(RETRIEVAL) == RETRIEVAL_LISTS
+
+
+def test_a_gate_of_a_recipe_asks_for_what_is_measured(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes" / "clarify"
+    folder.mkdir(parents=True)
+    text = (REPOSITORY / "recipes/clarify/params.yaml").read_text()
+    (folder / "params.yaml").write_text(text)
+    check_recipe(folder)
+    (folder / "params.yaml").write_text(
+        text.replace("metric: hack_probe.proxy.silent", "metric: hack_prob.proxy.silent")
+    )
+    with pytest.raises(LeverlabError, match=r"asks for the metric 'hack_prob\.proxy\.silent', which no stage measures"):
+        check_recipe(folder)
+    measured = json.loads((REPOSITORY / "recipes/clarify/reports/metrics.json").read_text())
+    known = recipe_metrics(["f16"])
+    assert [name for name in leaves(measured) if not any(re.fullmatch(pattern, name) for pattern in known)] == []

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from leverlab.errors import LeverlabError
-from leverlab.rl.advantages import ADVANTAGE_MODES, group_advantages, group_advantages_per_pick, reward_to_go
+from leverlab.rl.advantages import group_advantages, group_advantages_per_pick, reward_to_go
+from leverlab.rl.modes import ADVANTAGE_MODES
 
 
 def tensor(values: object) -> Tensor:

@@ -1,5 +1,7 @@
 """Samplers by hand-made vectors, and the file that one pool shares with training and inference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -15,9 +17,10 @@ from leverlab.selector.candidates import (
     write_candidates,
 )
 from leverlab.selector.features import FeatureTable
+from tests.pictures import png
 
-POOL = [Example(f"d{index:02d}", b"i", f"image-{index}", "What?", "any", ("yes",)) for index in range(40)]
-QUERIES = [Example(f"q{index}", b"i", f"image-{index}", "What?", "any", ("yes",)) for index in range(3)]
+POOL = [Example(f"d{index:02d}", png(index), f"image-{index}", "What?", "any", ("yes",)) for index in range(40)]
+QUERIES = [Example(f"q{index}", png(index), f"image-{index}", "What?", "any", ("yes",)) for index in range(3)]
 
 
 def angles(degrees: list[float]) -> np.ndarray:
@@ -113,6 +116,17 @@ def test_sets_are_whole_distinct_and_never_show_the_querys_own_image(sampler):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_demo_with_the_querys_pixels_is_no_candidate_whatever_its_image_id(sampler):
+    """d01 shows the picture of q0, under an id of its own: it is never offered to q0, and is to q1 and q2."""
+    pool = [replace(demo, image=png(0), image_id="again") if demo.id == "d01" else demo for demo in POOL]
+    offered = {query.id: set() for query in QUERIES}
+    for item in draw(sampler, candidates=38, sets=3, pool=pool):
+        offered[item.query_id] |= set(item.candidates)
+    assert "d01" not in offered["q0"]
+    assert "d01" in offered["q1"] & offered["q2"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_set_depends_on_seed_query_and_number_alone(sampler):
     drawn = draw(sampler, sets=4)
     assert draw(sampler, sets=4) == drawn
@@ -131,7 +145,7 @@ def test_an_unknown_sampler_or_id_is_refused():
     with pytest.raises(LeverlabError, match="sampler = 'best'"):
         draw("best")
     with pytest.raises(LeverlabError, match="'new' is a demo id that no pool has"):
-        draw("random", pool=[*POOL, Example("new", b"i", "x", "What?", "any", ("yes",))])
+        draw("random", pool=[*POOL, Example("new", png(99), "x", "What?", "any", ("yes",))])
 
 
 def test_a_written_file_reads_back(tmp_path):

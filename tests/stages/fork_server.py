@@ -21,6 +21,7 @@ import torch  # noqa: F401
 import transformers  # noqa: F401
 
 from leverlab import parallel
+from leverlab import stage as contract
 from leverlab.export import gguf
 from leverlab.selector import encoders
 from leverlab.stage import Stage
@@ -63,6 +64,7 @@ def run_noted(function: Callable[[Any], Any], tasks: Sequence[Any], *rest: Any) 
 
 
 def main() -> None:
+    contract.check_all_params = lambda home: None  # a second of imports a run; tests/stages/test_params_check.py
     scorer: Any = Scorer
     scorer._score_rows = noted(Scorer._score_rows, lambda _, tries, texts: ([vars(trie) for trie in tries], texts))
     scorer._extend = noted(Scorer._extend, lambda _, question, prefixes, demos: (question, prefixes, demos))

@@ -1,11 +1,9 @@
 """A folder of one's own files: both formats, and every kind of bad row."""
 
-import io
 import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from leverlab.errors import LeverlabError
 from leverlab.records import write_examples
@@ -13,12 +11,9 @@ from leverlab.worlds.digits import digits_world
 from leverlab.worlds.folder import folder_world
 from leverlab.worlds.load import load_world
 from leverlab.worlds.world import SPLITS
+from tests.pictures import png
 
-
-def png(colour: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), colour).save(buffer, format="PNG")
-    return buffer.getvalue()
+PICTURES = {split: png(number) for number, split in enumerate(SPLITS)}
 
 
 def row(split: str, index: int) -> dict:
@@ -28,7 +23,7 @@ def row(split: str, index: int) -> dict:
         "image_id": split,
         "question": "Which colour?",
         "question_type": "colour",
-        "answers": ["red", "red", "blue"],
+        "answers": ["red", "red", "blue", "red"],
     }
 
 
@@ -36,7 +31,7 @@ def row(split: str, index: int) -> dict:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "images").mkdir()
     for split in SPLITS:
-        (tmp_path / "images" / f"{split}.png").write_bytes(png("red"))
+        (tmp_path / "images" / f"{split}.png").write_bytes(PICTURES[split])
         write_lines(tmp_path, split, [row(split, index) for index in range(4)])
     return tmp_path
 
@@ -52,7 +47,7 @@ def load(folder: Path, pool: int = 4) -> object:
 def test_json_lines_are_read_with_their_images(folder):
     world = load(folder)
     assert [example.id for example in world.val] == ["val-0", "val-1", "val-2", "val-3"]
-    assert world.pool[0].image == png("red")
+    assert world.pool[0].image == PICTURES["pool"]
     assert world.pool[0].answer == "red"
 
 
@@ -93,7 +88,7 @@ def test_more_than_there_is_names_both_numbers(folder):
     ],
 )
 def test_a_bad_row_is_named_by_file_line_and_reason(folder, changes, message):
-    (folder / "broken.png").write_bytes(png("red")[:40])
+    (folder / "broken.png").write_bytes(PICTURES["val"][:40])
     write_lines(folder, "val", [row("val", 0), row("val", 1), row("val", 2) | changes, row("val", 3)])
     with pytest.raises(LeverlabError, match=message) as caught:
         load(folder)
@@ -128,3 +123,31 @@ def test_a_split_must_be_there_once(folder):
 def test_a_folder_that_is_none_is_refused(tmp_path):
     with pytest.raises(LeverlabError, match="is no folder"):
         load(tmp_path / "lost")
+
+
+def test_the_same_picture_in_two_splits_is_refused_and_both_rows_are_named(folder):
+    (folder / "images" / "val.png").write_bytes(PICTURES["pool"])
+    with pytest.raises(
+        LeverlabError, match=r"split 'val', id 'val-0': an image with the same pixels .*\(id 'pool-0'\)"
+    ):
+        load(folder)
+
+
+def test_a_byte_order_mark_is_left_out(folder):
+    text = (folder / "val.jsonl").read_bytes()
+    before = load(folder)
+    (folder / "val.jsonl").write_bytes(b"\xef\xbb\xbf" + text)
+    assert load(folder) == before
+
+
+def test_texts_come_in_one_form(folder):
+    """Decomposed letters, as file systems and some keyboards write them, become the composed ones of `NFC`."""
+    rows = [row("val", 0), row("val", 1) | {"question": "Cafe\u0301?", "answers": ["cre\u0300me"]}]
+    write_lines(folder, "val", rows)
+    world = folder_world(str(folder), 4, 4, 2, 4, seed=0)
+    assert (world.val[1].question, world.val[1].answers) == ("Caf\u00e9?", ("cr\u00e8me",))
+
+
+def test_a_date_stays_the_text_that_it_is(folder):
+    write_lines(folder, "val", [row("val", 0) | {"answers": ["1999-01-01"]}])
+    assert folder_world(str(folder), 4, 4, 1, 4, seed=0).val[0].answers == ("1999-01-01",)

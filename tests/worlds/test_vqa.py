@@ -1,10 +1,13 @@
 """OK-VQA and VQAv2 from small files in the official format, and through `datasets`."""
 
+import datetime
 import io
 import json
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -17,7 +20,7 @@ ANSWERS = ["pony tail"] * 6 + ["braid"] * 4
 
 def image_bytes(shade: int, form: str = "JPEG") -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (8, 6), (shade, 0, 0)).save(buffer, format=form)
+    Image.new("RGB", (8 + shade % 97, 6), (shade, 0, 0)).save(buffer, format=form)
     return buffer.getvalue()
 
 
@@ -240,3 +243,90 @@ def test_splits_without_validation_are_refused(hub):
 def test_a_source_that_is_neither_is_refused(tmp_path):
     with pytest.raises(LeverlabError, match="OK-VQA cannot be loaded from"):
         okvqa_world(str(tmp_path), 1, 1, 1, 1, seed=0)
+
+
+def test_equal_pixels_under_two_image_ids_are_in_one_split_alone(hub):
+    """Nine images, each under two ids: of 18 questions a split gets whole pictures, so at most nine places go round."""
+    rows = hub_rows(0, 18) | {"image_id": list(range(18))}
+    rows["image"] = rows["image"][:9] * 2
+    source = hub({"validation": rows})
+    for seed in range(5):
+        world = load_world("okvqa", source, 2, 2, 2, 2, 0.0, seed)
+        shown = [{example.pixels for example in examples} for examples in world.splits().values()]
+        assert sum(map(len, shown)) == len(set().union(*shown))
+
+
+def test_equal_pixels_in_the_official_train_and_validation_files_are_in_one_split_alone(tmp_path):
+    write_official(tmp_path)
+    for path in (tmp_path / "train2014").iterdir():
+        path.write_bytes((tmp_path / "val2014" / "COCO_val2014_000000000500.jpg").read_bytes())
+    with pytest.raises(LeverlabError, match=r"data\.pool = 1, but only 0 of 12 questions"):
+        okvqa_world(str(tmp_path), 1, 0, 6, 6, seed=0)
+    assert len(okvqa_world(str(tmp_path), 12, 0, 0, 0, seed=0).pool) == 12
+
+
+def test_image_ids_that_are_null_do_not_make_one_image(hub):
+    rows = hub_rows(0, 12) | {"image_id": [None] * 12}
+    world = okvqa_world(hub({"validation": rows}), 3, 3, 3, 3, seed=0)
+    assert len({example.image_id for examples in world.splits().values() for example in examples}) == 12
+
+
+def test_a_row_without_question_id_is_named(hub):
+    rows = hub_rows(0, 4)
+    rows["question_id"][1] = None
+    with pytest.raises(LeverlabError, match="row 1 has no question_id"):
+        okvqa_world(hub({"validation": rows}), 1, 1, 1, 1, seed=0)
+
+
+def write_parquet(folder: Path, rows: dict) -> str:
+    """Write rows as they are: `datasets` would open the images on the way."""
+    (folder / "raw").mkdir()
+    pq.write_table(pa.table(rows), folder / "raw" / "validation.parquet")
+    return str(folder / "raw")
+
+
+@pytest.mark.parametrize("path", ["/gone/away.jpg", "zip://away.jpg::https://x.org/images.zip"])
+def test_an_image_whose_path_is_gone_is_named_by_its_row(hub, tmp_path, path):
+    rows = hub_rows(0, 4)
+    rows["image"][2] = {"bytes": None, "path": path}
+    source = write_parquet(tmp_path, rows | {"image_id": list(range(4))})
+    with pytest.raises(
+        LeverlabError, match=r"row 2: the image '.*away\.jpg.*' cannot be read .*; put the files' bytes"
+    ):
+        okvqa_world(source, 1, 1, 1, 1, seed=0)
+
+
+def test_a_column_that_is_no_image_is_refused(hub, tmp_path):
+    with pytest.raises(LeverlabError, match="the column 'image' holds no images"):
+        okvqa_world(write_parquet(tmp_path, hub_rows(0, 4) | {"image": [1, 2, 3, 4]}), 1, 1, 1, 1, seed=0)
+
+
+def test_a_folder_of_json_lines_keeps_dates_as_texts(tmp_path):
+    """The reader of `datasets` makes a time of 1999-01-01. The second file begins with a byte order mark."""
+    for number, mark in enumerate(["", "\ufeff"]):
+        rows = [
+            {
+                "question_id": f"{part}-{number}",
+                "question": "When?",
+                "answers": ["1999-01-01"],
+                "image": picture(tmp_path, part),
+            }
+            for part in range(2 * number, 2 * number + 2)
+        ]
+        text = mark + "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / "source").mkdir(exist_ok=True)
+        (tmp_path / "source" / f"validation-{number}.jsonl").write_text(text, encoding="utf-8")
+    world = okvqa_world(str(tmp_path / "source"), 1, 1, 1, 1, seed=0)
+    assert {example.answers for examples in world.splits().values() for example in examples} == {("1999-01-01",)}
+
+
+def picture(folder: Path, number: int) -> str:
+    path = folder / f"{number}.png"
+    path.write_bytes(image_bytes(number, "PNG"))
+    return str(path)
+
+
+def test_a_column_that_was_read_as_times_is_refused(hub):
+    times = [[datetime.datetime(1999, 1, 1)]] * 4
+    with pytest.raises(LeverlabError, match="column 'answers' was read as times"):
+        okvqa_world(hub({"validation": hub_rows(0, 4) | {"answers": times}}), 1, 1, 1, 1, seed=0)

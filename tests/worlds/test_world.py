@@ -1,16 +1,21 @@
 """What every world promises: unique ids, no image in two splits, whole rows."""
 
+import io
+import zlib
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
 from leverlab.worlds.world import World, check_world
+from tests.pictures import png
 
 
 def example(name: str, image_id: str) -> Example:
-    return Example(name, b"bytes", image_id, "What?", "any", ("yes",))
+    """An example whose image is another one for another image_id."""
+    return Example(name, png(zlib.crc32(image_id.encode()) >> 8), image_id, "What?", "any", ("yes",))
 
 
 def world(**splits: tuple[Example, ...]) -> World:
@@ -50,3 +55,30 @@ def test_an_empty_text_is_refused(changes):
 def test_an_empty_split_is_refused():
     with pytest.raises(LeverlabError, match="split 'train' is empty"):
         check_world(world(train=()))
+
+
+def test_equal_pixels_in_two_splits_are_one_image_whatever_its_id_and_file():
+    """The same picture as PNG and as BMP, under two image ids: both rows are named."""
+    again = replace(example("v", "another"), image=bmp(example("p", "scan").image))
+    with pytest.raises(
+        LeverlabError, match="split 'val', id 'v': an image with the same pixels is in split 'pool' too"
+    ) as caught:
+        check_world(world(pool=(example("p", "scan"),), val=(again,)))
+    assert "(id 'p')" in str(caught.value)
+    check_world(world(val=(again, replace(again, id="w", image_id="third"))))
+
+
+def bmp(content: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.open(io.BytesIO(content)).save(file, format="BMP")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_question_whose_answers_cannot_be_scored_is_named_before_any_stage_needs_it(count):
+    """VQA accuracy cannot reach 1 with two or three answers; a demo's are not scored."""
+    few = replace(example("q", "a"), answers=("yes",) * count)
+    check_world(world(pool=(few,)))
+    for split in ("train", "val", "test"):
+        with pytest.raises(LeverlabError, match=f"split '{split}', id 'q' has {count} answers"):
+            check_world(world(**{split: (few,)}))

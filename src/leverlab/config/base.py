@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from ruamel.yaml import YAML
 
 from leverlab.errors import LeverlabError
@@ -35,6 +35,8 @@ class Section(BaseModel):
 
 
 SectionT = TypeVar("SectionT", bound=Section)
+LARGEST_SEED = 2**32 - 1  # the generators of numpy and transformers take no larger one
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Number = Annotated[float, BeforeValidator(_no_boolean)]  # a number in a list or mapping
 
 
@@ -45,7 +47,7 @@ def read_yaml(path: Path) -> Any:
     alias of a list or mapping (it may hold itself), a date, a set, bytes, a whole number of more than 64 bits.
     """
     try:
-        data = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        data = YAML(typ="safe").load(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run the command from the root of the repository") from None
     except UnicodeDecodeError as error:

@@ -2,7 +2,7 @@
 
 from pydantic import Field, model_validator
 
-from leverlab.config.base import Section
+from leverlab.config.base import Section, Seed
 
 
 class ClarifyBaseParams(Section):
@@ -15,7 +15,7 @@ class ClarifyBaseParams(Section):
     length: int = Field(ge=2, le=200)  # tokens of a sequence and the pieces of it that come again
     lr: float = Field(gt=0, le=1)  # peak of AdamW's
     echo_weight: float = Field(ge=0)  # in the warm-up, loss weight of the readers of earlier tokens
-    seed: int = Field(ge=0)
+    seed: Seed
     save_every: int = Field(ge=1)  # steps between two resume points
     test_dialogues: int = Field(ge=1)  # of the reading test
     min_reading: float = Field(ge=0, le=1)  # share read without a slip, of any family, below which the stage fails

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from leverlab.config.base import Number, Section
+from leverlab.config.base import Number, Section, Seed
 
 Share = Annotated[Number, Field(ge=0, le=1)]
 
@@ -29,7 +29,7 @@ class ClarifyDataParams(Section):
     red_team: int = Field(ge=5)  # bait, forbidden asks, unhelpful users, facts told twice, distractors
     shadow: int = Field(ge=10)  # questions of the transcripts on which the shadow gate compares scorers
     calib: int = Field(ge=10)  # questions of the transcripts that the new scorer is calibrated on
-    seed: int = Field(ge=0, lt=2**32)
+    seed: Seed
 
     @model_validator(mode="after")
     def _sources_fit(self) -> "ClarifyDataParams":
@@ -49,7 +49,7 @@ class TeacherParams(Section):
     needless: dict[str, tuple[Share, ...]]
     guess: dict[str, tuple[Share, ...]]
     wrong_slot: float = Field(ge=0, le=1)  # how often it first asks for another fact than the one that is missing
-    seed: int = Field(ge=0, lt=2**32)
+    seed: Seed
 
     @model_validator(mode="after")
     def _every_family_has_habits(self) -> "TeacherParams":

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from leverlab.config.base import Section
 from leverlab.config.grpo import AdaptiveKlParams, PriorityParams
 from leverlab.config.schedule import Schedule, within
-from leverlab.rl.advantages import AdvantageMode
+from leverlab.rl.modes import AdvantageMode
 
 
 class LadderParams(Section):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from leverlab.config.base import Number, Section
+from leverlab.config.base import Number, Section, Seed
 
 
 class ShadowParams(Section):
@@ -19,7 +19,7 @@ class ShadowParams(Section):
     member_features: int = Field(ge=1)  # that a member sees, drawn for each
     tie_breaks: int = Field(ge=1)  # orders of ties over which the overlap is averaged
     resamples: int = Field(ge=100)  # of the bootstrap intervals
-    seed: int = Field(ge=0, lt=2**32)
+    seed: Seed
 
 
 class HackProbeParams(Section):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from leverlab.config.base import Section
+from leverlab.config.base import Section, Seed
 
 
 class DataParams(Section):
@@ -17,7 +17,7 @@ class DataParams(Section):
     val: int = Field(ge=1)
     test: int = Field(ge=1)
     label_noise: float = Field(ge=0, lt=1)  # share of the pool's answers that are wrong (digits only)
-    seed: int = Field(ge=0)
+    seed: Seed
 
     @field_validator("source")
     @classmethod

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from leverlab.config.base import Number, Section
+from leverlab.config.base import Number, Section, Seed
 
 
 class SelectPolicyParams(Section):
@@ -18,4 +18,4 @@ class DialogueInferParams(Section):
 
     temperatures: tuple[Annotated[Number, Field(ge=0)], ...] = Field(min_length=1)  # 0 is greedy
     batch: int = Field(ge=1)  # questions of one batch of dialogues; changes the draws
-    seed: int = Field(ge=0, lt=2**32)
+    seed: Seed

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from leverlab.config.base import Section
+from leverlab.config.base import Section, Seed
 
 
 class DigitsVlmParams(Section):
@@ -14,7 +14,7 @@ class DigitsVlmParams(Section):
     lr: float = Field(gt=0, le=1)
     unseen_weight: float = Field(ge=0, le=1)  # loss weight of answers that cannot be known yet
     head_weight: float = Field(ge=0)  # loss weight of the class heads
-    seed: int = Field(ge=0)
+    seed: Seed
     save_every: int = Field(ge=1)  # steps between two resume points
     test_episodes: int = Field(ge=1)  # of the matching test
     min_matching: float = Field(ge=0, le=1)  # accuracy at 4 shots below which the stage fails

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
-from leverlab.config.base import Section
+from leverlab.config.base import Section, Seed
 
 Kind = Literal["f16", "q8_0", "q5_0", "q4_0"]  # of the text part's matrices, the most exact first
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -26,7 +26,7 @@ class ParityParams(Section):
 
     prompts: int = Field(ge=1, le=1000)  # for each of four image sizes and one to three images
     likeliest: int = Field(ge=1, le=1_000_000)  # tokens of each distribution that are compared
-    seed: int = Field(ge=0, lt=2**32)  # of the draws of images and questions
+    seed: Seed  # of the draws of images and questions
 
 
 class GgufKinds(Section):

@@ -8,8 +8,7 @@ from leverlab.config.base import Section
 from leverlab.config.guard import GuardParams
 from leverlab.config.schedule import Schedule, within
 from leverlab.config.training import LearningRate, OptimiserParams
-from leverlab.rl.advantages import AdvantageMode
-from leverlab.rl.losses import RatioLevel
+from leverlab.rl.modes import AdvantageMode, RatioLevel
 
 
 class ControlParams(Section):
@@ -28,6 +27,14 @@ class AdaptiveKlParams(Section):
     factor: float = Field(gt=1)
     minimum: float = Field(gt=0)
     maximum: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _ranges_are_open(self) -> "AdaptiveKlParams":
+        if self.low >= self.high:
+            raise ValueError(f"low = {self.low} must be below high = {self.high}")
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum = {self.minimum} must be at most maximum = {self.maximum}")
+        return self
 
 
 class PriorityParams(Section):
@@ -70,6 +77,12 @@ class GrpoParams(OptimiserParams):
             raise ValueError(f"control.keep = {self.control.keep} lists cannot be kept of a group of {self.group}")
         if self.adaptive_kl.enabled and self.kl_beta.kind != "constant":
             raise ValueError("A beta that is adapted cannot follow a schedule too; make kl_beta a number")
+        adaptive = self.adaptive_kl
+        if adaptive.enabled and not adaptive.minimum <= self.kl_beta.start <= adaptive.maximum:
+            raise ValueError(
+                f"kl_beta = {self.kl_beta.start} must lie between adaptive_kl.minimum = {adaptive.minimum} and maximum "
+                f"= {adaptive.maximum}"
+            )
         if self.ratio_level == "trajectory" and self.credit == "to_go":
             raise ValueError("One ratio a trajectory cannot carry one advantage a pick; set credit to list")
         return self

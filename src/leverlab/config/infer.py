@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
-from leverlab.config.base import Section
+from leverlab.config.base import Section, Seed
 
 
 class InferParams(Section):
     """The baselines of the test run."""
 
     random_seeds: int = Field(ge=1, le=100)
-    fixed_seed: int = Field(ge=0)  # draws the one list that the `fixed` baseline shows to every question
+    fixed_seed: Seed  # draws the one list that the `fixed` baseline shows to every question

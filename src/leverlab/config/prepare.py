@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from leverlab.config.base import Section
+from leverlab.config.base import Section, Seed
 
 
 class PrepareEncoder(Section):
@@ -20,4 +20,4 @@ class PrepareParams(PrepareEncoder):
     candidates: int = Field(ge=2, le=4096)  # K, demos offered for one query
     train_sets: int = Field(ge=1)  # candidate sets of a train query, so that epochs can see fresh candidates
     val_sets: int = Field(ge=1)  # candidate sets of a val query; a test query has one
-    seed: int = Field(ge=0)
+    seed: Seed

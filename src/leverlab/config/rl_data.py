@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from leverlab.config.base import Section
+from leverlab.config.base import Section, Seed
 
 
 class HealthLimits(Section):
@@ -25,5 +25,5 @@ class RlDataParams(Section):
     queries: int = Field(ge=1)  # train questions that get beams and a group
     beam_width: int = Field(ge=1, le=64)
     random_lists: int = Field(ge=1, le=64)  # random trajectories in each group
-    seed: int = Field(ge=0)
+    seed: Seed
     health: HealthLimits

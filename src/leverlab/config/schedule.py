@@ -56,6 +56,10 @@ class Schedule(Section):
             return [("It", self.start)]
         return [("Its start", self.start), ("Its end", self.end), *(("Its points", value) for _, value in self.points)]
 
+    def knots(self) -> set[float]:
+        """Return the progress at its start, its points and its end; between two of them it is monotone."""
+        return {0.0, 1.0, *(progress for progress, _ in self.points)}
+
     def largest(self) -> float:
         """Return the largest value that it takes."""
         return max(value for _, value in self.places())

@@ -4,7 +4,6 @@ Picking demos needs neither torch nor transformers: features of a new image and 
 """
 
 import hashlib
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,10 +17,12 @@ from leverlab.config.gguf import kind_of, text_file
 from leverlab.deploy.features import FeatureEncoder
 from leverlab.errors import LeverlabError
 from leverlab.export.images import ImageLimits
+from leverlab.images import decode_image, pixel_digest
 from leverlab.records import Example, read_examples
 from leverlab.selector.candidates import SAMPLERS, draw_candidates
 from leverlab.selector.features import FeatureTable, Vectors, read_features
 from leverlab.selector.inference import InferenceSelector
+from leverlab.texts import normalised
 
 INFO, SELECTOR, SETTINGS, POOL, FEATURES = (
     "bundle.json",
@@ -121,7 +122,7 @@ class Bundle:
         self.features = read_features(folder / FEATURES)
         self.selector = PoolSelector(InferenceSelector.load(folder), self.features)
         self._checked: set[str] = set()
-        self._image_ids = {demo.image: demo.image_id for demo in self.pool}
+        self._image_ids = {demo.pixels: demo.image_id for demo in self.pool}
 
     @cached_property
     def encoder(self) -> FeatureEncoder:
@@ -146,7 +147,7 @@ class Bundle:
         return self.folder / name
 
     def question(self, image: bytes, question: str) -> Example:
-        """Return a new question about an encoded image (PNG, JPEG …), named by a digest of both.
+        """Return a new question about an encoded image (PNG, JPEG …), named by a digest of its pixels and the text.
 
         Raises `LeverlabError` when the image cannot be decoded, and when the question is empty or badly encoded.
         """
@@ -154,11 +155,9 @@ class Bundle:
             raise LeverlabError(f"the question {question!r:.80} holds half a character; repair its encoding")
         if not question.strip():
             raise LeverlabError("the question is empty; ask something about the image")
-        question = unicodedata.normalize("NFC", question)  # llama.cpp does not, and some tokenizers were trained so
-        name = hashlib.sha256(image + question.encode()).hexdigest()[:16]
-        example = Example(name, image, self._image_ids.get(image, f"image-{name}"), question, "", ("?",))
-        example.open_image()
-        return example
+        pixels = pixel_digest(decode_image(image))
+        name = hashlib.sha256(f"{pixels} {normalised(question)}".encode()).hexdigest()[:16]
+        return Example(name, image, self._image_ids.get(pixels, f"image-{name}"), question, "", ("?",))
 
     def pick(self, question: Example, shots: int) -> list[Pick]:
         """Return the demos for `question`, best first: `shots` of them, or fewer where the policy stops.

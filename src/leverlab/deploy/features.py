@@ -19,6 +19,7 @@ from leverlab.errors import LeverlabError
 from leverlab.export.gguf_file import checked, decode, read_gguf, shape_of
 from leverlab.export.images import ImageLimits
 from leverlab.export.tokenizer_fields import QWEN2_SPLIT
+from leverlab.texts import normalised
 
 ARCHITECTURE = MODEL_ARCH_NAMES[MODEL_ARCH.QWEN2VL]
 _EMBEDDING = "token_embd.weight"
@@ -63,23 +64,21 @@ class FeatureEncoder:
     def image(self, image: Image.Image) -> NDArray[np.float32]:
         """Return the mean (D,) of an image's merged tokens, as `VlmImageEncoder` does.
 
-        The image is seen in RGB, without its alpha, as `leverlab.records` reads it. Raises `LeverlabError` when it
-        cannot be decoded, has no pixels, or one side over 200 times as long as the other.
+        The image is seen as `leverlab.images.rgb_image` returns it. Raises the same errors.
         """
         return self._tower.encode(image).mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def text(self, text: str) -> NDArray[np.float32]:
         """Return the mean input embedding (D,) of a text's tokens, as `compute_features_vlm` does.
 
-        A question goes in as it is, an answer with a blank before it. The text is not normalised, since GGUF cannot say
-        whether the checkpoint's tokenizer does: where it brings text into NFC, as that of the released Qwen2.5-VL does,
-        give NFC. Raises `LeverlabError` for an empty text and for one with half a character (a lone surrogate).
+        A question goes in as it is, an answer with a blank before it; both are brought into the form of
+        `leverlab.texts`. Raises `LeverlabError` for an empty text and for one with half a character (a lone surrogate).
         """
         return self._text.encode(text)
 
 
 class TextEmbedding:
-    """The tokenizer and the input embedding of a text file; `width` is D. Text is not normalised, as in llama.cpp.
+    """The tokenizer and the input embedding of a text file; `width` is D.
 
     Raises `LeverlabError` when the file is missing, damaged, no text part of Qwen2.5-VL, or its tokens, merges and
     embedding do not fit each other.
@@ -102,7 +101,7 @@ class TextEmbedding:
         """Return the mean input embedding (D,) of the tokens. Raises `LeverlabError` as `FeatureEncoder.text`."""
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise LeverlabError(f"the text {text!r:.80} holds half a character (a lone surrogate); repair its encoding")
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._tokenizer.encode(normalised(text), add_special_tokens=False).ids
         if not ids:
             raise LeverlabError("a text is empty, so it has no features; give the query a question")
         rows_ND = decode(self._embedding, self.path, np.asarray(ids, dtype=np.int64))

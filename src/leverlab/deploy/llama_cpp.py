@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from leverlab.deploy import llama_worker
 from leverlab.errors import LeverlabError
 from leverlab.export.images import ImageLimits
 from leverlab.records import Example
+from leverlab.texts import normalised
 
 PACKAGE = "xllamacpp"
 Message = dict[str, Any]
@@ -81,17 +81,15 @@ def chat_messages(demos: Sequence[Example], question: Example, images: ImageLimi
     """Return a prompt in the words of the chat completions interface, images as data URIs.
 
     images: the sizes that images are brought to, as PNG files. llama.cpp would decode and resize in other ways than
-    transformers, and reads fewer formats; it does not normalise texts as Qwen's tokenizer does, so they come in NFC.
-    Raises `LeverlabError` when an image cannot be decoded or is too narrow.
+    transformers, and reads fewer formats. Raises `LeverlabError` when an image cannot be decoded or is too narrow.
     """
     messages: list[Message] = []
     for example in (*demos, question):
-        asked, answer = (unicodedata.normalize("NFC", text) for text in (example.question, example.answer))
         content = images.fitting_png(example.open_image())
         url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
         image = {"type": "image_url", "image_url": {"url": url}}
-        messages.append({"role": "user", "content": [image, {"type": "text", "text": asked}]})
-        messages.append({"role": "assistant", "content": answer})
+        messages.append({"role": "user", "content": [image, {"type": "text", "text": example.question}]})
+        messages.append({"role": "assistant", "content": example.answer})
     return messages[:-1]
 
 
@@ -150,7 +148,7 @@ class LlamaCpp:
             self._start()
         said = self._ask(request, "answering with")
         return Answer(
-            text=str(said["text"]).strip(),
+            text=normalised(str(said["text"])).strip(),
             prompt_tokens=int(said["prompt_tokens"]),
             ids=tuple(said["ids"]),
             top=tuple({int(token): _number(value) for token, value in tokens} for tokens in said["top"]),

@@ -71,9 +71,8 @@ class VisionTower:
     def encode(self, image: Image.Image) -> Array:
         """Return the merged tokens (T, D) of an image, row by row from the top left.
 
-        The image is seen in RGB, without its alpha, as `leverlab.records` reads it. Raises `LeverlabError` when it
-        cannot be decoded, has no pixels, or one side over 200 times as long as the other, and when a value comes out
-        NaN or infinite.
+        The image is seen as `leverlab.images.rgb_image` returns it. Raises the same errors, and `LeverlabError` when a
+        value comes out NaN or infinite.
         """
         with np.errstate(all="ignore"):  # what comes of damaged values is told below
             tokens_TD = self._tokens(self._pixels(image))

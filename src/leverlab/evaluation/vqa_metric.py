@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 
 from leverlab.errors import LeverlabError
+from leverlab.records import UNSCORABLE
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
@@ -193,7 +194,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     count = len(answers)
     if count == 0:
         raise LeverlabError("VQA accuracy needs at least one answer, got an empty list; drop or repair the question")
-    if count in (2, 3):
+    if count in UNSCORABLE:
         raise LeverlabError(
             f"VQA accuracy cannot reach 1 with {count} answers ({', '.join(answers)}); give one answer per question, "
             "or at least four annotators' answers (ten is the standard)"

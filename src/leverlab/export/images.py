@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from leverlab.errors import LeverlabError
-
-LARGEST_RATIO = 200  # of the longer to the shorter side, as in transformers
+from leverlab.images import check_size, rgb_image
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,9 @@ class ImageLimits:
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Return the width and height in pixels that an image of `size` (width, height) is resized to.
 
-        They keep the ratio as well as they can: `smart_resize` of transformers. Raises `LeverlabError` for an image
-        without pixels, or with one side over 200 times as long as the other.
+        They keep the ratio as well as they can: `smart_resize` of transformers. Raises the errors of `check_size`.
         """
-        if min(size) < 1 or max(size) > LARGEST_RATIO * min(size):
-            raise LeverlabError(
-                f"the image is {size[0]} x {size[1]} pixels, and must have pixels, and no side over {LARGEST_RATIO} "
-                "times as long as the other; use another one"
-            )
+        check_size(size)
         side, fewest, most = self.side, self.fewest, self.most
         wide, high = (round(length / side) * side for length in size)
         if wide * high > most:
@@ -61,18 +55,12 @@ class ImageLimits:
         return self.side * math.ceil(math.sqrt(self.tokens[0]))
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """Return the image in RGB, without its alpha, and resized (bicubic) where it does not fit.
-
-        Raises `LeverlabError` when it cannot be decoded, and as `size`.
-        """
-        try:
-            rgb = image.convert("RGB")
-        except Exception as error:  # its decoders raise struct.error, IndexError and more beside OSError
-            raise LeverlabError(f"the image cannot be decoded ({error}); use another one") from None
+        """Return the image as `rgb_image` does, resized (bicubic) where it does not fit. Raises the same errors."""
+        rgb = rgb_image(image)
         return rgb.resize(self.size(rgb.size), Image.Resampling.BICUBIC)
 
     def fitting_png(self, image: Image.Image) -> bytes:
-        """Return the image as a PNG file that fits. Raises `LeverlabError` as `fit`."""
+        """Return the image as a PNG file that fits. Raises the errors of `fit`."""
         content = io.BytesIO()
         self.fit(image).save(content, format="PNG", compress_level=1)
         return content.getvalue()

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
+from leverlab.texts import normalised
 
 UNKNOWN = "unknown"  # the right answer when the fact that it needs cannot be had
 
@@ -19,7 +20,8 @@ def _no_edges(value: object) -> object:
     return value
 
 
-Text = Annotated[str, Field(min_length=1), BeforeValidator(_no_edges)]
+Normalised = Annotated[str, AfterValidator(normalised)]
+Text = Annotated[Normalised, Field(min_length=1), BeforeValidator(_no_edges)]
 
 
 class Question(BaseModel):
@@ -31,7 +33,7 @@ class Question(BaseModel):
     kind: how the question was made. twin: the id of the same question with nothing left out, where there is one.
     thought, thought_told: what leads to the answer, from the text alone and once the user has told what is missing; a
     teacher's words, which no policy is shown. guess: an answer that is possible without the missing fact, where there
-    is one: what a teacher says that makes the fact up.
+    is one: what a teacher says that makes the fact up. All texts are in the form of `leverlab.texts`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -42,14 +44,14 @@ class Question(BaseModel):
     text: Text
     answer: Text
     needs_ask: bool
-    slot: str
-    replies: dict[str, Text]
+    slot: Normalised
+    replies: dict[Normalised, Text]
     user: Text
     wording: int = Field(ge=0)
     thought: Text
     thought_told: Text
-    twin: str = ""
-    guess: str = ""
+    twin: Normalised = ""
+    guess: Normalised = ""
 
     @model_validator(mode="after")
     def _slot_is_answered(self) -> "Question":
@@ -67,7 +69,7 @@ def read_questions(path: Path) -> list[Question]:
     twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # a text may hold other line ends
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")  # a text may hold other line ends
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
     except UnicodeDecodeError as error:

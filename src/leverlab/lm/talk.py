@@ -20,6 +20,7 @@ from leverlab.lm.questions import Question
 from leverlab.lm.reasons import reasons
 from leverlab.lm.rollouts import Limits, roll_out
 from leverlab.lm.turns import Turn, parse_turn
+from leverlab.texts import normalised
 
 BASE = "base"  # the base model without an adapter
 POLICIES = (BASE, "sft", "rce", "grpo", "dpo")
@@ -274,7 +275,7 @@ class Talk:
                 return line or simulated
 
     def _line(self, prompt: str) -> str:
-        return " ".join(self._read(printable(prompt)).split())
+        return normalised(" ".join(self._read(printable(prompt)).split()))
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._console.print(printable(text), style=style, soft_wrap=True)

@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 
+from leverlab.texts import normalised
+
 TAGS = ("think", "ask", "final")
 _TAG = re.compile(rf"</?(?:{'|'.join(TAGS)})>")
 _TURN = re.compile(
@@ -14,7 +16,8 @@ _TURN = re.compile(
 class Turn:
     """A turn of the policy, read strictly.
 
-    ask, final: what stands between their tags; both are None in a turn that does not parse, one of them else.
+    text: as it was said. ask, final: what is between their tags, in the form of `leverlab.texts`; exactly one is set
+    in a turn that parses, and none in another.
     thought: whether a think part with something in it comes before, opened and closed once.
     """
 
@@ -37,7 +40,7 @@ def parse_turn(text: str) -> Turn:
     match = _TURN.fullmatch(text)
     if match is None or any(_TAG.search(part or "") for part in match.group("think", "said")):
         return Turn(text, None, None, False)
-    act, said, think = match["act"], " ".join(match["said"].split()), match["think"]
+    act, said, think = match["act"], normalised(" ".join(match["said"].split())), match["think"]
     if not said:
         return Turn(text, None, None, False)
     return Turn(text, said if act == "ask" else None, said if act == "final" else None, bool(think and think.strip()))

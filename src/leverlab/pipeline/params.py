@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from leverlab.config.base import Section, parse_section, read_params
+from leverlab.config.base import LARGEST_SEED, Section, parse_section, read_params
 from leverlab.config.benchmark import BenchmarkParams
 from leverlab.config.data import DataParams
-from leverlab.config.gguf import GgufParams, RuntimeParams
+from leverlab.config.gguf import KINDS, GgufParams, RuntimeParams
 from leverlab.config.grpo import GrpoParams
 from leverlab.config.infer import InferParams
 from leverlab.config.prepare import PrepareParams
@@ -20,6 +20,7 @@ from leverlab.config.selector import SelectorParams
 from leverlab.config.sft import SftParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.errors import LeverlabError
+from leverlab.pipeline.gate_names import main_metrics, unknown_metrics
 
 SECTIONS: dict[str, type[Section]] = {
     "data": DataParams,
@@ -41,6 +42,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 
+RETRIEVAL_LISTS = 4  # of a stored group, beside the beams and the random lists
 RUN_CACHE_IGNORES = {"size", "nfiles"}  # dvc.stage.cache drops them at any depth, params included
 
 
@@ -72,14 +74,18 @@ def check_sections(
         except LeverlabError as error:
             problems.append(str(error))
     seeds = data.get("seeds")
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        problems.append(f"{where}: 'seeds' = {seeds!r} must be a list of whole numbers from 0 on")
+    if not isinstance(seeds, list) or not seeds or not all(map(_is_seed, seeds)):
+        problems.append(f"{where}: 'seeds' = {seeds!r} must be a list of whole numbers from 0 to {LARGEST_SEED}")
     elif len(set(seeds)) != len(seeds):
         problems.append(f"{where}: 'seeds' = {seeds!r} names a seed twice")
     if not problems:
         problems += between(parsed, where)
     if problems:
         raise LeverlabError("\n".join(problems))
+
+
+def _is_seed(value: object) -> bool:
+    return type(value) is int and 0 <= value <= LARGEST_SEED
 
 
 def _keys(data: Any) -> set[str]:
@@ -108,4 +114,9 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
         problems.append(f"{where}: data.pool = {parsed['data'].pool} holds fewer demos than prepare.candidates")
     if parsed["rl_data"].queries > parsed["data"].train:
         problems.append(f"{where}: rl_data.queries exceeds data.train = {parsed['data'].train}")
-    return problems
+    stored = parsed["rl_data"].beam_width + RETRIEVAL_LISTS + parsed["rl_data"].random_lists
+    if parsed["grpo"].rollouts == "offline" and parsed["grpo"].control.keep > stored:
+        problems.append(
+            f"{where}: grpo.control.keep = {parsed['grpo'].control.keep} exceeds the {stored} lists of a stored group"
+        )
+    return problems + unknown_metrics(parsed["report"].gates, main_metrics(shots, KINDS), where)

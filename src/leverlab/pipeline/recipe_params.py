@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from leverlab.config.base import Section, read_params
 from leverlab.config.clarify_alarms import AlarmLimits
 from leverlab.config.clarify_data import ClarifyDataParams, TeacherParams
-from leverlab.config.clarify_gguf import PolicyGgufParams, TurnBenchmarkParams
+from leverlab.config.clarify_gguf import Kind, PolicyGgufParams, TurnBenchmarkParams
 from leverlab.config.clarify_grpo import DialogueGrpoParams
 from leverlab.config.clarify_rl_data import DialogueGroupParams
 from leverlab.config.clarify_shadow import HackProbeParams, ShadowParams
@@ -17,6 +17,7 @@ from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueR
 from leverlab.config.gguf import RuntimeParams
 from leverlab.config.report import ReportParams
 from leverlab.lm.scorers import FEATURES
+from leverlab.pipeline.gate_names import recipe_metrics, unknown_metrics
 from leverlab.pipeline.params import check_sections
 
 SECTIONS: dict[str, type[Section]] = {
@@ -64,4 +65,5 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
         problems.append(f"{where}: shadow.member_features exceeds the {len(FEATURES)} features of a scorer")
     if parsed["shadow"].folds > parsed["data"].calib:
         problems.append(f"{where}: shadow.folds exceeds data.calib = {parsed['data'].calib}")
-    return problems
+    metrics = recipe_metrics(get_args(Kind))
+    return problems + unknown_metrics(parsed["report"].gates, metrics, where)

@@ -3,15 +3,11 @@
 Advantages are made here, once, from raw rewards; nothing else in leverlab standardises a reward.
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
 from leverlab.errors import LeverlabError
-
-AdvantageMode = Literal["zscore", "rank", "mean_centred"]
-ADVANTAGE_MODES: tuple[str, ...] = get_args(AdvantageMode)
+from leverlab.rl.modes import ADVANTAGE_MODES, AdvantageMode
 
 # Rewards closer than this are the same reward. It covers the rounding of float64 rewards. The rounding of float32
 # rewards near 1 is larger (1.2e-7), and `rank` would turn it into +1 against -1: keep rewards in float64.

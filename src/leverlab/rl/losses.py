@@ -5,16 +5,13 @@ Log-probabilities are natural logarithms and are to be computed in eval mode: dr
 """
 
 import math
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from leverlab.errors import LeverlabError
 from leverlab.rl.kl import k3
-
-RatioLevel = Literal["pick", "trajectory"]
-RATIO_LEVELS: tuple[str, ...] = get_args(RatioLevel)
+from leverlab.rl.modes import RATIO_LEVELS, RatioLevel
 
 
 def sequence_cross_entropy(logp_BG: Tensor, weights_BG: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -5,15 +5,17 @@ A term is an array `..L` whose last axis runs over the prefixes of 1 to L demos:
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from leverlab.errors import LeverlabError
 
-ArrayT = TypeVar("ArrayT", NDArray[np.floating[Any]], Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor  # params are checked with these functions, and torch takes seconds to import
+
+ArrayT = TypeVar("ArrayT", NDArray[np.floating[Any]], "Tensor")
 
 RewardMode = Literal[
     "weighted", "hard_plus_soft", "separated", "hard_only", "soft_only", "hard_plus_gtprob_plus_rel", "legacy"
@@ -105,13 +107,21 @@ def trajectory_reward(prefix_rewards_L: ArrayT, shot_weights: Sequence[float]) -
         raise LeverlabError(
             f"{len(shot_weights)} shot weights do not fit rewards of {count} prefixes; give one for each shot count"
         )
-    names = tuple(f"{shots}-shot" for shots in range(1, count + 1))
-    used = _checked_weights(dict(zip(names, shot_weights, strict=True)), names, "trajectory_reward")
-    arrays = {name: prefix_rewards_L[..., shots] for shots, name in enumerate(names)}
+    used = weighted_shots(shot_weights)
+    arrays = {f"{shots + 1}-shot": prefix_rewards_L[..., shots] for shots in range(count)}
     for name in used:
         if bool((arrays[name] != arrays[name]).any()):
             raise LeverlabError(f"the {name} reward holds NaN; score it, or set its shot weight to 0")
     return _weighted_sum(arrays, used) / math.fsum(used.values())
+
+
+def weighted_shots(shot_weights: Sequence[float]) -> dict[str, float]:
+    """Return the weights above zero by name, from "1-shot" on.
+
+    Raises `LeverlabError` when one is negative or not finite, or all are zero.
+    """
+    names = tuple(f"{shots}-shot" for shots in range(1, len(shot_weights) + 1))
+    return _checked_weights(dict(zip(names, shot_weights, strict=True)), names, "the shot weights")
 
 
 def _weighted_sum(arrays: Mapping[str, ArrayT], weights: Mapping[str, float]) -> ArrayT:
@@ -127,7 +137,9 @@ def _mode_weights(mode: RewardMode, weights: Mapping[str, float] | None) -> dict
         raise LeverlabError(f"reward mode {mode!r} is unknown; use one of {', '.join(REWARD_MODES)}")
     if mode in _FIXED_WEIGHTS:
         if weights is not None:
-            raise LeverlabError(f"reward mode '{mode}' has fixed weights and would not read {dict(weights)}; pass none")
+            raise LeverlabError(
+                f"reward mode '{mode}' has fixed weights and would not read {dict(weights)}; set weights to null"
+            )
         return _FIXED_WEIGHTS[mode]
     if weights is None:
         raise LeverlabError(f"reward mode '{mode}' needs weights for its terms: {', '.join(_WEIGHTABLE[mode])}")

@@ -54,19 +54,22 @@ def draw_candidates(
     sets: int,
     seed: int,
 ) -> list[CandidateSet]:
-    """Return `sets` sets of `candidates` distinct demos for each query; never a demo that shows the query's own image.
+    """Return `sets` sets of `candidates` distinct demos for each query; never a demo with the query's own image.
 
+    An image is the query's own by its `image_id`, or by its pixels.
     `random` draws uniformly. `text_sim` and `image_sim` take the most similar demos by the cosine of question or image
     vectors: set 0 is the K most similar (ties broken at random), later sets are drawn uniformly from the 4 K most
     similar, so that they differ. `mix` takes half by text and half by image in this way, drops what comes twice, and
     fills up with random demos. Candidates stand in random order: their position tells nothing about similarity.
 
     A set is a function of the data, `seed`, the query's id and the set's number, not of the other queries. Raises
-    `LeverlabError` for an unknown sampler, fewer eligible demos than K, or an id without features.
+    `LeverlabError` for an unknown sampler, fewer eligible demos than K, an id without features, or an image that cannot
+    be decoded.
     """
     if sampler not in SAMPLERS:
         raise LeverlabError(f"prepare.sampler = '{sampler}' is not known; use one of {list(SAMPLERS)}")
     pool_ids, pool_images = [demo.id for demo in pool], np.asarray([demo.image_id for demo in pool])
+    pool_pixels = np.asarray([demo.pixels for demo in pool])
     pool_rows, query_rows = features.rows(pool_ids), features.rows(query.id for query in queries)
     units = [
         (unit_vectors(table[query_rows]), unit_vectors(table[pool_rows]))
@@ -75,7 +78,7 @@ def draw_candidates(
     ]
     drawn = []
     for row, query in enumerate(queries):
-        eligible = np.flatnonzero(pool_images != query.image_id)
+        eligible = np.flatnonzero((pool_images != query.image_id) & (pool_pixels != query.pixels))
         if len(eligible) < candidates:
             raise LeverlabError(
                 f"query '{query.id}' has {len(eligible)} eligible demos in the pool of {len(pool)} (those of its own "

@@ -16,8 +16,9 @@ from torch import Tensor
 from leverlab.config.grpo import PriorityParams
 from leverlab.config.schedule import Schedule
 from leverlab.errors import LeverlabError
-from leverlab.rl.advantages import AdvantageMode, group_advantages, group_advantages_per_pick, reward_to_go
-from leverlab.rl.losses import RatioLevel, grpo_loss, sequence_cross_entropy
+from leverlab.rl.advantages import group_advantages, group_advantages_per_pick, reward_to_go
+from leverlab.rl.losses import grpo_loss, sequence_cross_entropy
+from leverlab.rl.modes import AdvantageMode, RatioLevel
 from leverlab.rl.sampling import epoch_order, practice_weights, prioritised_batches
 from leverlab.selector.network import Selector
 from leverlab.training.loop import Loss, Row

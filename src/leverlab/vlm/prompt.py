@@ -14,6 +14,7 @@ from transformers import BatchFeature
 
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
+from leverlab.texts import normalised
 
 Message = dict[str, Any]
 _PROBE_QUESTION, _PROBE_ANSWER = "What is this?", "it"
@@ -105,7 +106,7 @@ class PromptFormat:
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of answer tokens, without special tokens and surrounding space."""
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return normalised(str(self._tokenizer.decode(ids, skip_special_tokens=True))).strip()
 
     def _continue(self, messages: list[Message], generation: bool) -> str:
         return self._render([*self._probe, *messages], generation).removeprefix(self._before)

@@ -20,13 +20,14 @@ from leverlab.errors import LeverlabError
 from leverlab.lm.questions import UNKNOWN, Question
 from leverlab.worlds.clarify import FAMILIES, NOT_KNOWN, NOT_TOLD, USER_SHARES, USERS, Family, User, Words, apportion
 from leverlab.worlds.clarify_rows import AS_SAID, QUESTION, Cut, Math, Multihop, Row, Strategy
+from leverlab.worlds.hub import check_no_times, load_splits
 
 ROWS: Mapping[Family, type[Row]] = {"multihop": Multihop, "strategy": Strategy, "math": Math}
 # of hotpotqa/hotpot_qa, ChilleD/StrategyQA and openai/gsm8k
 CONFIGS: Mapping[Family, str | None] = {"multihop": "distractor", "strategy": None, "math": "main"}
 MAX_PARAGRAPHS = 6
 _T = TypeVar("_T")
-_FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+_FILES = (".parquet", ".json", ".jsonl")
 _SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves in a folder
 
 
@@ -66,6 +67,7 @@ def load_family(family: Family, source: str, split: str, limit: int | None = Non
             f"'{source}' {split} lacks the columns {missing} of the family '{family}'; it holds {data.column_names}"
         )
     data = data.select_columns(needed)
+    check_no_times(data, needed, f"'{source}' {split}")
     return list(data if limit is None else data.select(range(min(limit, len(data)))))
 
 
@@ -76,13 +78,16 @@ def _load(source: str, config: str | None, split: str) -> Any:
     if path.is_file():
         if path.suffix not in _FILES:
             raise LeverlabError(f"{path} is no data file that is known here; name one in {', '.join(_FILES)}")
-        return load_dataset(_FILES[path.suffix], data_files=source, split="train")
+        return load_splits(source)["train"]
     if not path.is_dir():
         return load_dataset(source, config, split=split)
     if any((path / name).exists() for name in _SAVED):
         saved = load_from_disk(source)
         return saved[split] if isinstance(saved, DatasetDict) else saved
-    return load_dataset(str(path / config if config and (path / config).is_dir() else path), split=split)
+    found = load_splits(str(path / config if config and (path / config).is_dir() else path))
+    if split not in found:
+        raise ValueError(f"it has the splits {sorted(found)}")
+    return found[split]
 
 
 def make_twins(

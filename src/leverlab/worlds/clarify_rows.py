@@ -6,7 +6,7 @@ alone.
 - multihop: a supporting paragraph. The slot is the name of what it is about (its title without what stands in brackets
   at its end), which must stand in the question or in another supporting paragraph.
 - strategy: one of the facts. The slot is "fact".
-- math: a number that the solution calculates with, "some" in its place. The slot is "number".
+- math: a number that the solution calculates with, "some" in its place (`clarify_some`). The slot is "number".
 
 A text is paragraphs ("title: sentences", one a line) or facts ("- fact", one a line), an empty line, and "Question: …";
 in math it is the question alone. White space of the source becomes single spaces.
@@ -24,11 +24,12 @@ from typing import Annotated, TypeVar
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from leverlab.texts import normalised
+from leverlab.worlds.clarify_some import with_some
 from leverlab.worlds.clarify_sums import FIGURES, answers_without, number_of, operands
 
 AS_SAID = "as I said : "
 FACT, NUMBER, QUESTION = "fact", "number", "question"  # slots
-SOME = "some"  # stands in place of a number
 _SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Ms|Dr|St|Jr|vs)\.)(?<!\bMrs\.) +(?=[\"'(]?[A-Z0-9$])")
 _NUMBER = re.compile(rf"(?<![\w.,:/$-])\$?({FIGURES})%?(?![\w/:]|[.,]\d)")
 _SUM = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
@@ -52,7 +53,7 @@ _IN_WORDS: Mapping[str, tuple[str, ...]] = {
 
 
 def _single_spaced(text: object) -> object:
-    return " ".join(text.split()) if isinstance(text, str) else text
+    return normalised(" ".join(text.split())) if isinstance(text, str) else text
 
 
 _Line = Annotated[str, BeforeValidator(_single_spaced)]
@@ -251,7 +252,7 @@ class Math(Row):
         return hashlib.sha256(self.question.encode()).hexdigest()[:16]
 
     def cut(self, rng: np.random.Generator, max_paragraphs: int) -> Cut | str:
-        """Leave out a number that stands once in the question and changes the answer when it changes."""
+        """Leave out a number that is in the question once, changes the answer when it changes, and can be "some"."""
         solution, marked, final = self.answer.rpartition("####")
         answer = final.strip().replace(",", "").removeprefix("$")
         if not marked or not re.fullmatch(r"-?\d+(\.\d+)?", answer):
@@ -270,13 +271,16 @@ class Math(Row):
         used = [match for match in once if answers[match]]
         if not used:
             return "no number of its question stands there once and decides its calculations"
+        texts = {match: with_some(self.question, *match.span()) for match in used}
+        used = [match for match in used if texts[match]]
+        if not used:
+            return "no number of its question that decides its calculations can be 'some'"
         match = used[int(rng.integers(len(used)))]
+        text = str(texts[match])
         first = next(n for n, left, _ in sums if number_of(match[1]) in operands(left))
         said = [" ".join(_SUM.sub("", line).split()) for line in lines]
         if not any(said):
             return "its solution says nothing"
-        unit = " dollars" if match[0].startswith("$") else " percent" if match[0].endswith("%") else ""
-        text = f"{self.question[: match.start()]}{SOME}{unit}{self.question[match.end() :]}"
         return Cut(
             names=(NUMBER,),
             whole=self.question,

@@ -4,13 +4,13 @@ Parquet files have the schema of `leverlab.records`. A line of a JSON-lines file
 image file, relative to the folder), `image_id`, `question`, `question_type` and `answers`.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from leverlab.errors import LeverlabError
 from leverlab.records import Example, parse_example, read_examples
+from leverlab.worlds.hub import json_rows
 from leverlab.worlds.world import SPLITS, World
 
 
@@ -48,23 +48,10 @@ def _read_split(folder: Path, split: str) -> list[Example]:
 
 
 def _read_lines(path: Path) -> list[Example]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: texts may hold other line breaks
-    except UnicodeDecodeError as error:
-        raise LeverlabError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it so") from None
-    examples = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise LeverlabError(f"{where} is not JSON ({error}); write one object a line") from None
-        if not isinstance(row, dict):
-            raise LeverlabError(f"{where} must be a JSON object, not {line[:100]}")
-        examples.append(parse_example(row | {"image": _read_image(path.parent, row.get("image"), where)}, where))
-    return examples
+    return [
+        parse_example(row | {"image": _read_image(path.parent, row.get("image"), where)}, where)
+        for where, row in json_rows(path)
+    ]
 
 
 def _read_image(folder: Path, name: object, where: str) -> bytes | None:

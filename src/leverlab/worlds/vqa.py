@@ -18,6 +18,7 @@ import numpy as np
 
 from leverlab.errors import LeverlabError
 from leverlab.records import Example, parse_example
+from leverlab.worlds.hub import check_no_times, load_splits
 from leverlab.worlds.world import World
 
 _IMAGE_TERMS = "images: COCO, under the Flickr terms of use"
@@ -58,25 +59,28 @@ def _vqa_world(
 
     The pool and train come from the train split, test and val from the validation split. Data sets that have no train
     split (the copies of lmms-lab) give all four from validation; the description says so. No image is in two splits,
-    and the test questions depend on `seed` and the size of test alone. Raises `LeverlabError` for a missing file or
-    column, a bad row, or fewer questions than asked for.
+    whatever its id: where an earlier split has equal pixels, an image is left out. The test questions depend on `seed`
+    and the size of test alone. Raises `LeverlabError` for a missing file or column, a bad row, or fewer questions than
+    asked for.
     """
     folder = Path(source)
     if any(_question_file(folder, prefix, part).exists() for part in ("train2014", "val2014")):
         train_rows, validation_rows = (_official_rows(folder, prefix, part) for part in ("train2014", "val2014"))
     else:
         train_rows, validation_rows = _hub_rows(source, title, _question_file(Path(), prefix, "train2014").name)
+    split_of: dict[str, str] = {}
     if train_rows:
-        chosen = _split_by_image(validation_rows, {"test": test, "val": val}, seed)
-        chosen |= _split_by_image(train_rows, {"pool": pool, "train": train}, seed)
+        chosen = _split_by_image(validation_rows, {"test": test, "val": val}, seed, split_of)
+        chosen |= _split_by_image(train_rows, {"pool": pool, "train": train}, seed, split_of)
         origin = "the pool and train come from its train split, val and test from its validation split"
     else:
-        chosen = _split_by_image(validation_rows, {"test": test, "val": val, "pool": pool, "train": train}, seed)
+        chosen = _split_by_image(
+            validation_rows, {"test": test, "val": val, "pool": pool, "train": train}, seed, split_of
+        )
         origin = "it has no train split here: all four splits come from its validation split"
-    examples = {split: tuple(_example(row) for row in rows) for split, rows in chosen.items()}
     return World(
         name=name,
-        **examples,
+        **chosen,
         licence=licence,
         description=f"{title}, ten answers a question; {origin}. Split by image.",
     )
@@ -87,10 +91,14 @@ def _example(row: _Row) -> Example:
     return parse_example(raw | {"question_type": row.question_type, "answers": row.answers}, row.where)
 
 
-def _split_by_image(rows: list[_Row], sizes: dict[str, int], seed: int) -> dict[str, list[_Row]]:
-    """Return `sizes[name]` rows for each name, filled in turn with whole images in random order.
+def _split_by_image(
+    rows: list[_Row], sizes: dict[str, int], seed: int, split_of: dict[str, str]
+) -> dict[str, tuple[Example, ...]]:
+    """Return `sizes[name]` examples for each name, filled in turn with whole images in random order.
 
     The questions of the last image that a split does not need are left out, so that no other split shows that image.
+    split_of: digest of pixels → split that shows them, of the splits made before; those made here are added. An image
+    with pixels of another split is left out.
     """
     by_image: dict[str, list[_Row]] = {}
     seen: set[str] = set()
@@ -103,7 +111,7 @@ def _split_by_image(rows: list[_Row], sizes: dict[str, int], seed: int) -> dict[
     order = iter(np.random.default_rng(seed).permutation(len(images)))
     chosen = {}
     for name, size in sizes.items():
-        taken: list[_Row] = []
+        taken: list[Example] = []
         while len(taken) < size:
             image = next(order, None)
             if image is None:
@@ -111,8 +119,10 @@ def _split_by_image(rows: list[_Row], sizes: dict[str, int], seed: int) -> dict[
                     f"data.{name} = {size}, but only {len(taken)} of {len(rows)} questions are left for it, since "
                     f"{' and '.join(sizes)} share no image; lower the sizes"
                 )
-            taken += by_image[images[image]]
-        chosen[name] = taken[:size]
+            examples = [_example(row) for row in by_image[images[image]][: size - len(taken)]]
+            if {split_of.setdefault(example.pixels, name) for example in examples} == {name}:
+                taken += examples
+        chosen[name] = tuple(taken)
     return chosen
 
 
@@ -157,7 +167,7 @@ def _official_rows(folder: Path, prefix: str, part: str) -> list[_Row]:
 
 def _read_records(path: Path, key: str, needed: set[str]) -> Iterable[dict[str, Any]]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; data.source must hold the official files of both splits") from None
     except (ValueError, OSError, RecursionError) as error:
@@ -187,10 +197,10 @@ def _read_image(folder: Path, part: str, name: str) -> bytes:
 
 def _hub_rows(source: str, title: str, official_name: str) -> tuple[list[_Row], list[_Row]]:
     """Return the rows of the train split (none where there is no such split) and of the validation split."""
-    from datasets import load_dataset
-
     try:
-        data = load_dataset(source)
+        data = load_splits(source)
+    except LeverlabError:
+        raise
     except Exception as error:  # the library raises errors of many kinds, its own and those of the network
         problem = " ".join(str(error).split())[:300]
         raise LeverlabError(
@@ -211,30 +221,45 @@ def _dataset_rows(data: Any, where: str) -> list[_Row]:
     missing = [column for column in _COLUMNS if column not in data.column_names]
     if missing:
         raise LeverlabError(f"'{where}' lacks the columns {missing}; it holds {data.column_names}")
-    data = data.cast_column("image", Image(decode=False))
+    check_no_times(data, ["question", "answers"], f"'{where}'")
+    try:
+        data = data.cast_column("image", Image(decode=False))
+    except Exception as error:  # the library raises errors of many kinds
+        problem = " ".join(str(error).split())[:300]
+        raise LeverlabError(f"'{where}': the column 'image' holds no images ({problem}); store their files") from None
     texts = data.remove_columns("image")
-    return [
-        _Row(
-            id=str(record["question_id"]),
-            image_id=f"image-{record['image_id'] if 'image_id' in record else _image_digest(data, index)}",
-            question=record["question"],
-            question_type=record.get("question_type") or "any",
-            answers=_answers(record["answers"]),
-            read_image=partial(_dataset_image, data, index),
-            where=f"{where} row {index}",
-        )
-        for index, record in enumerate(texts)
-    ]
+    return [_dataset_row(data, index, record, f"{where} row {index}") for index, record in enumerate(texts)]
 
 
-def _dataset_image(data: Any, index: int) -> bytes | None:
+def _dataset_row(data: Any, index: int, record: dict[str, Any], where: str) -> _Row:
+    if record["question_id"] is None:
+        raise LeverlabError(f"{where} has no question_id; give every question its own")
+    known = record.get("image_id")
+    return _Row(
+        id=str(record["question_id"]),
+        image_id=f"image-{_image_digest(data, index, where) if known in (None, '') else known}",
+        question=record["question"],
+        question_type=record.get("question_type") or "any",
+        answers=_answers(record["answers"]),
+        read_image=partial(_dataset_image, data, index, where),
+        where=where,
+    )
+
+
+def _dataset_image(data: Any, index: int, where: str) -> bytes | None:
     image = data[index]["image"] or {}
     if image.get("bytes") is None and image.get("path"):
-        return Path(image["path"]).read_bytes()
+        try:
+            return Path(image["path"]).read_bytes()
+        except (OSError, ValueError) as error:
+            raise LeverlabError(
+                f"{where}: the image {image['path']!r} cannot be read ({getattr(error, 'strerror', None) or error}); "
+                "put the files' bytes into the column, or remove the row"
+            ) from None
     content: bytes | None = image.get("bytes")
     return content
 
 
-def _image_digest(data: Any, index: int) -> str:
+def _image_digest(data: Any, index: int, where: str) -> str:
     # without an image_id equal bytes are the same image
-    return hashlib.sha256(_dataset_image(data, index) or b"").hexdigest()[:16]
+    return hashlib.sha256(_dataset_image(data, index, where) or b"").hexdigest()[:16]

@@ -9,6 +9,8 @@ import sys
 
 if "-m" in sys.orig_argv[:-1] and (module := sys.orig_argv[sys.orig_argv.index("-m") + 1]).startswith("stages."):
     os.environ["AUDIT_STAGE"] = "@".join([module, *sys.orig_argv[sys.orig_argv.index("-m") + 2 :]])  # for its workers
+elif "leverlab.pipeline.check_params" in sys.orig_argv:
+    os.environ.pop("AUDIT_STAGE", None)  # a process that checks all params can only stop its stage
 
 if "AUDIT_STAGE" in os.environ and "AUDIT_LOG" in os.environ:
     root = os.environ["AUDIT_ROOT"] + os.sep
