@@ -15,6 +15,7 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,9 +23,11 @@ from typing import Any
 import psutil
 
 from leverlab.deploy import llama_worker
+from leverlab.deploy.gguf_tokens import read_text_tokens
 from leverlab.errors import LeverlabError
 from leverlab.export.images import ImageLimits
 from leverlab.records import Example
+from leverlab.text_tokens import TextTokens
 
 PACKAGE = "xllamacpp"
 Message = dict[str, Any]
@@ -77,13 +80,32 @@ def available() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def chat_messages(demos: Sequence[Example], question: Example, images: ImageLimits) -> list[Message]:
+def require_plain_texts(demos: Sequence[Example], questions: Sequence[Example], text_tokens: TextTokens) -> None:
+    """Raise `LlamaCppError` naming the first example whose text in a prompt spells a control token.
+
+    llama.cpp reads control tokens in a prompt with images wherever they are spelled, in users' text too, and takes such
+    a prompt as text alone (`mtmd_tokenize` is called with `parse_special`), so it cannot be given these texts.
+    """
+    asked = [(example.id, "question", example.question) for example in (*demos, *questions)]
+    for name, part, text in [*asked, *((demo.id, "answer", demo.answer) for demo in demos)]:
+        if (found := text_tokens.control_in(unicodedata.normalize("NFC", text))) is not None:
+            raise LlamaCppError(
+                f"the {part} of '{name}' spells {found!r}, which llama.cpp would read as a control token; change or "
+                "drop that row, or answer with transformers"
+            )
+
+
+def chat_messages(
+    demos: Sequence[Example], question: Example, images: ImageLimits, text_tokens: TextTokens
+) -> list[Message]:
     """Return a prompt in the words of the chat completions interface, images as data URIs.
 
     images: the sizes that images are brought to, as PNG files. llama.cpp would decode and resize in other ways than
     transformers, and reads fewer formats; it does not normalise texts as Qwen's tokenizer does, so they come in NFC.
-    Raises `LeverlabError` when an image cannot be decoded or is too narrow.
+    text_tokens: of the model that is to answer. Raises `LeverlabError` when an image cannot be decoded or is too
+    narrow, and the same errors as `require_plain_texts`.
     """
+    require_plain_texts(demos, [question], text_tokens)
     messages: list[Message] = []
     for example in (*demos, question):
         asked, answer = (unicodedata.normalize("NFC", text) for text in (example.question, example.answer))
@@ -139,6 +161,11 @@ class LlamaCpp:
             self._end()
             raise
         self.load_seconds = float(said["load_seconds"])
+
+    @cached_property
+    def text_tokens(self) -> TextTokens:
+        """The tokens of the text file. Raises `LeverlabError` when it has no tokenizer that is known here."""
+        return read_text_tokens(self._files[0])
 
     def answer(self, messages: Sequence[Message], max_tokens: int, top_logprobs: int = 0) -> Answer:
         """Return the greedy answer of at most `max_tokens` tokens. Raises `LlamaCppError` when there is none."""
