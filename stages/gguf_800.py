@@ -74,7 +74,8 @@ def predict(task: Task) -> dict[str, Any]:
         with LlamaCpp(MODELS / text_file(task.kind), MODELS / MMPROJ, Worker.settings) as model:
             for question, shown in zip(prompts["question_id"], prompts["demos"], strict=True):
                 demos = [Worker.demos[demo] for demo in shown]
-                messages = chat_messages(demos, Worker.questions[question], Worker.settings.images)
+                asked = Worker.questions[question]
+                messages = chat_messages(demos, asked, Worker.settings.images, model.text_tokens)
                 predictions.append(model.answer(messages, Worker.max_new_tokens).text)
     except LlamaCppError as error:
         return {"error": str(error)}

@@ -22,6 +22,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Q
 from leverlab.config.gguf import Kind
 from leverlab.deploy import vision_tower
 from leverlab.deploy.features import FeatureEncoder
+from leverlab.deploy.gguf_tokens import read_text_tokens
 from leverlab.deploy.vision_tower import VisionTower
 from leverlab.errors import LeverlabError
 from leverlab.export.gguf import export_text, export_vision
@@ -30,6 +31,7 @@ from leverlab.export.images import ImageLimits
 from leverlab.export.vision_part import image_limits
 from leverlab.records import Example
 from leverlab.selector.encoders import VlmImageEncoder, compute_features_vlm
+from leverlab.text_tokens import TextTokens
 from leverlab.texts import normalised
 from leverlab.vlm.model import Vlm, load_vlm
 from leverlab.vlm.processor import ImageOnlyQwen25VLProcessor
@@ -216,6 +218,17 @@ def test_attention_in_chunks_is_the_same(
     assert set(sizes) == {(4, 6, 196), (4, 4, 196)}
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_files_tokens_are_those_of_the_checkpoint(digits: Exported, encoder: FeatureEncoder, text: str) -> None:
+    """None of them a control token, whatever the text spells."""
+    tokens, tokenizer = read_text_tokens(digits.text), digits.vlm.processor.tokenizer
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    assert tokens.ids(text) == TextTokens.of(tokenizer).ids(text) == ids
+    assert tokens.controls == TextTokens.of(tokenizer).controls == tokenizer.get_added_vocab()
+    table = digits.vlm.embed_tokens(torch.tensor(ids)).detach().numpy()
+    np.testing.assert_allclose(encoder.text(text), table.mean(axis=0), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q5_0", "q4_0"])
 def test_quantised_texts_are_the_decoded_ones(
     digits: Exported, encoder: FeatureEncoder, kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -233,7 +246,7 @@ def test_quantised_texts_are_the_decoded_ones(
 
     monkeypatch.setattr(gguf.quants, "dequantize", counted)
     for text in TEXTS:
-        ids = digits.vlm.processor.tokenizer(normalised(text), add_special_tokens=False).input_ids
+        ids = TextTokens.of(digits.vlm.processor.tokenizer).ids(normalised(text))
         decoded.clear()
         found = quantised.text(text)
         assert decoded == [len(ids)]

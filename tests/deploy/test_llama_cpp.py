@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
 from leverlab.config.base import read_params
 from leverlab.deploy import llama_cpp, llama_worker
@@ -28,6 +29,7 @@ from leverlab.export.gguf import export_text, export_vision
 from leverlab.export.images import ImageLimits
 from leverlab.export.vision_part import image_limits
 from leverlab.records import Example
+from leverlab.text_tokens import TextTokens
 from leverlab.vlm.model import Vlm, load_vlm
 from leverlab.vlm.prompt import PromptFormat
 from leverlab.worlds.digits import digits_world
@@ -35,6 +37,7 @@ from leverlab.worlds.digits import digits_world
 ROOT = Path(__file__).parents[2]
 VLM = ROOT / "worlds/digits/vlm"
 SETTINGS = Settings(image_limits(VLM), context=1024, exact_cache=True)
+TOKENS = TextTokens(Tokenizer.from_file(str(VLM / "tokenizer.json")))
 VOCABULARY = 480
 
 
@@ -127,14 +130,38 @@ def test_messages_of_a_prompt(pool: tuple[Example, ...]) -> None:
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": example.question}]
         return {"role": "user", "content": content}
 
-    assert chat_messages([], last, SETTINGS.images) == [turn(last)]
-    assert chat_messages([first, last], last, SETTINGS.images) == [
+    assert chat_messages([], last, SETTINGS.images, TOKENS) == [turn(last)]
+    assert chat_messages([first, last], last, SETTINGS.images, TOKENS) == [
         turn(first),
         {"role": "assistant", "content": "yes"},
         turn(last),
         {"role": "assistant", "content": last.answer},
         turn(last),
     ]
+
+
+@pytest.mark.parametrize("control", TOKENS.controls)
+def test_a_text_that_spells_a_control_token_is_refused(pool: tuple[Example, ...], control: str) -> None:
+    """llama.cpp would read it as one. The answer of the question is not shown, so it may spell anything."""
+    asked, said = replace(pool[0], question=f"a{control}b"), replace(pool[1], answers=(f"a{control}",))
+    for demos, question, part, name in (([pool[2]], asked, "question", asked.id), ([said], pool[2], "answer", said.id)):
+        with pytest.raises(LlamaCppError) as error:
+            chat_messages(demos, question, SETTINGS.images, TOKENS)
+        one_sentence(error, f"^the {part} of '{name}' spells '{re.escape(control)}'", "change or drop that row")
+    assert chat_messages([pool[2]], said, SETTINGS.images, TOKENS)
+
+
+def test_control_tokens_in_a_text_are_read_as_such_by_llama_cpp(runtime: LlamaCpp, pool: tuple[Example, ...]) -> None:
+    """Why they are refused; when this fails, the runtime has learnt to tell texts from templates, and may be used."""
+    plain = chat_messages([], replace(pool[0], question="Which number?"), SETTINGS.images, TOKENS)
+    spelled = json.loads(json.dumps(plain))
+    spelled[0]["content"][1]["text"] += "<|im_end|>"
+    counts = [runtime.answer(messages, 1).prompt_tokens for messages in (plain, spelled)]
+    assert counts[1] - counts[0] == 1 < len(TOKENS.ids("<|im_end|>"))
+
+
+def test_the_runtime_knows_the_tokens_of_its_file(runtime: LlamaCpp) -> None:
+    assert runtime.text_tokens.controls == TOKENS.controls
 
 
 def remade(example: Example, size: tuple[int, int] | None = None, mode: str = "RGB", **kind: Any) -> Example:
@@ -147,7 +174,7 @@ def remade(example: Example, size: tuple[int, int] | None = None, mode: str = "R
 def test_images_are_sent_as_png(pool: tuple[Example, ...]) -> None:
     """With the pixels that Pillow decodes."""
     example = remade(pool[0], format="JPEG", quality=60)
-    url = chat_messages([], example, SETTINGS.images)[0]["content"][0]["image_url"]["url"]
+    url = chat_messages([], example, SETTINGS.images, TOKENS)[0]["content"][0]["image_url"]["url"]
     head, _, content = url.partition(",")
     assert head == "data:image/png;base64"
     shown = Image.open(io.BytesIO(base64.b64decode(content)))
@@ -175,7 +202,7 @@ def test_answers_are_those_of_transformers(
     prompts = [Prompt("1x1", tuple(shown[at : at + 2]), shown[at + 2]) for at in range(0, 12, 2)]
     texts = set()
     for prompt, expected in zip(prompts, references(vlm, prompts, 4), strict=True):
-        found = runtime.answer(chat_messages(prompt.demos, prompt.question, SETTINGS.images), 4, 1000)
+        found = runtime.answer(chat_messages(prompt.demos, prompt.question, SETTINGS.images, TOKENS), 4, 1000)
         assert found.ids == expected.ids
         assert found.text == PromptFormat(vlm.processor).decode(list(expected.ids)) != ""
         assert found.prompt_tokens == expected.prompt_tokens
@@ -186,7 +213,7 @@ def test_answers_are_those_of_transformers(
 
 
 def test_what_is_asked_for_is_given(runtime: LlamaCpp, pool: tuple[Example, ...]) -> None:
-    messages = chat_messages(pool[:2], pool[2], SETTINGS.images)
+    messages = chat_messages(pool[:2], pool[2], SETTINGS.images, TOKENS)
     whole = runtime.answer(messages, 4, 1000)
     assert len(whole.ids) > 1  # a word and the end
     silent = runtime.answer(messages, 4)
@@ -205,7 +232,7 @@ def test_loading_again_and_another_order_change_no_bit(
 ) -> None:
     """Nothing of a prompt is kept for the next one."""
     shown = [(pool[:count], pool[question]) for count in (0, 1, 2) for question in (5, 6)]
-    prompts = [chat_messages(*each, SETTINGS.images) for each in shown]
+    prompts = [chat_messages(*each, SETTINGS.images, TOKENS) for each in shown]
 
     def answers(loaded: LlamaCpp, order: list[int]) -> list[object]:
         found = {index: loaded.answer(prompts[index], 4, 1000) for index in order}
@@ -303,12 +330,12 @@ def test_prompts_that_are_refused_end_nothing(
     runtime: LlamaCpp, files: tuple[Path, Path], pool: tuple[Example, ...]
 ) -> None:
     """One too long, and one with a broken image; the next one is answered as ever."""
-    sound = chat_messages(pool[:1], pool[2], SETTINGS.images)
+    sound = chat_messages(pool[:1], pool[2], SETTINGS.images, TOKENS)
     before = runtime.answer(sound, 4, 10)
     with pytest.raises(LlamaCppError) as error:
-        runtime.answer(chat_messages(pool * 10, pool[2], SETTINGS.images), 4)
+        runtime.answer(chat_messages(pool * 10, pool[2], SETTINGS.images, TOKENS), 4)
     one_sentence(error, r"refused answering with .*text\.gguf\b", r"exceeds the available context size \(1024 tokens\)")
-    broken = chat_messages([], pool[0], SETTINGS.images)
+    broken = chat_messages([], pool[0], SETTINGS.images, TOKENS)
     broken[0]["content"][0]["image_url"]["url"] = "data:image/png;base64," + base64.b64encode(b"no image").decode()
     with pytest.raises(LlamaCppError) as error:
         runtime.answer(broken, 4)
@@ -321,7 +348,7 @@ def test_prompts_that_are_refused_end_nothing(
 
 def test_images_without_a_vision_file(files: tuple[Path, Path], pool: tuple[Example, ...], nothing_left: None) -> None:
     with LlamaCpp(files[0], None, SETTINGS) as loaded, pytest.raises(LlamaCppError) as error:
-        loaded.answer(chat_messages([], pool[0], SETTINGS.images), 4)
+        loaded.answer(chat_messages([], pool[0], SETTINGS.images, TOKENS), 4)
     one_sentence(error, "image input is not supported", r"text\.gguf")
 
 

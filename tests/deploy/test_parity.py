@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from leverlab.config.base import parse_section, read_params
 from leverlab.config.gguf import KINDS, Kind
 from leverlab.config.report import ReportParams
-from leverlab.deploy.llama_cpp import Answer, LlamaCpp, Message, Settings
+from leverlab.deploy.llama_cpp import Answer, LlamaCpp, LlamaCppError, Message, Settings
 from leverlab.deploy.parity import (
     Parity,
     Prompt,
@@ -31,6 +33,7 @@ from leverlab.evaluation.gates import evaluate_gates
 from leverlab.export.gguf import export_text, export_vision
 from leverlab.export.vision_part import image_limits
 from leverlab.records import Example
+from leverlab.text_tokens import TextTokens
 from leverlab.vlm.model import Vlm, load_vlm
 from leverlab.vlm.prompt import PromptFormat
 from leverlab.worlds.digits import digits_world
@@ -49,6 +52,7 @@ class FakeRuntime:
     """Gives the answers that it was made with, one after the other, and notes what it was asked."""
 
     settings = Settings(image_limits(VLM), context=1024)
+    text_tokens = TextTokens(Tokenizer.from_file(str(VLM / "tokenizer.json")))
 
     def __init__(self, *answers: Answer):
         self.answers = list(answers)
@@ -251,6 +255,16 @@ def test_what_is_no_number_makes_no_figure(ours: list[float], theirs: dict[int, 
         assert math.isnan(found[name].greedy)
     assert found["3x1"].finite
     assert found["3x1"].max_delta == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("place", ["demo", "question"])
+def test_a_text_that_cannot_be_asked_is_told_before_any_prompt_is(place: str) -> None:
+    runtime: Any = FakeRuntime(*[said([0], listed(0.75, 0.25))] * 2)
+    bad = replace(example("bad"), question="<|im_end|>")
+    last = Prompt("1x1", (bad,), example("c")) if place == "demo" else Prompt("1x1", (), bad)
+    with pytest.raises(LlamaCppError, match=r"the question of 'bad' spells '<\|im_end\|>'"):
+        compare_prompts(runtime, [Prompt("1x1", (), example("a")), last], [reference([0], [0.75, 0.25])] * 2, 7, 33)
+    assert runtime.asked == []
 
 
 def test_what_the_runtime_is_asked() -> None:

@@ -65,8 +65,18 @@ def tokens_of(chat: Chat, name: str) -> list[int]:
     one, turns = asked(name), SCRIPTS[name]
     ids = chat.prompt(one.text)
     for text in turns[:-1]:
-        ids = ids + chat.turn(text) + chat.reply(reply(one, parse_turn(text).ask or ""))
-    return ids + chat.turn(turns[-1])
+        ids = ids + turn_tokens(chat, text) + chat.reply(reply(one, parse_turn(text).ask or ""))
+    return ids + turn_tokens(chat, turns[-1])
+
+
+def turn_tokens(chat: Chat, text: str) -> list[int]:
+    """A turn with `END` as a token of its own, as a policy may say it; `Chat.turn` has it as text."""
+    first, *parts = [chat.turn(part)[:-1] for part in text.split(END)]
+    return [
+        *first,
+        *(token for part in parts for token in (chat.tokenizer.convert_tokens_to_ids(END), *part)),
+        chat.eos,
+    ]
 
 
 def taught(folder: Path, steps: int = 90, smoothing: float = 0.0) -> Taught:

@@ -87,6 +87,16 @@ def test_prompts_are_the_tokens_that_were_said(runtime: TextLlamaCpp, policy: Ta
     assert [len(listed) for listed in said.top] == [3] * len(said.ids)
 
 
+def test_a_question_that_spells_control_tokens_is_text_in_llama_cpp(runtime: TextLlamaCpp, policy: Taught) -> None:
+    asked = QUESTIONS[0].model_copy(update={"text": f"homes : <final> {END}<|im_end|> ?"})
+    (wanted,) = roll_out(policy.model, policy.chat, [asked], 1, Limits(1, 4), 0.0)
+    found = roll_out_in_llama(runtime, policy.chat, asked, Limits(1, 4))
+    assert (found.prompt, found.completion) == (wanted.prompt, wanted.completion)
+    assert runtime.complete(found.prompt, 1).prompt_tokens == len(found.prompt)
+    assert found.prompt.count(policy.chat.pad) == 0
+    assert found.prompt.count(policy.chat.eos) == 1
+
+
 def test_a_turn_goes_on_after_what_ends_texts_elsewhere() -> None:
     """Token 0 is such an end, 9 ends a turn, of 6 tokens at most: 4 are left after the first two, 1 after five."""
     fake: Any = Fake([5, 0], [5, 5, 0], [7])

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from leverlab.errors import LeverlabError
@@ -256,6 +258,21 @@ def test_clip_features_equal_single_calls_without_padding(clip):
             expected = model.get_text_features(**tokenizer(text, return_tensors="pt")).pooler_output[0]
             np.testing.assert_allclose(vectors[row], expected.numpy(), atol=1e-5)
     assert np.abs(features.question_ND - features.question_ND[0]).max() > 0.01
+
+
+@torch.no_grad()
+def test_clip_reads_a_text_that_spells_a_control_token_as_text(clip, tmp_path):
+    """A CLIP reads a text up to its first end token, so a text that spells one would be cut there. This vocabulary has
+    letters alone, so the control token is spelled in letters."""
+    model, tokenizer = CLIPModel.from_pretrained(clip).eval(), CLIPTokenizer.from_pretrained(clip)
+    plain = tokenizer("which zebra? is it?", return_tensors="pt")
+    for path in clip.iterdir():
+        shutil.copy(path, tmp_path)
+    tokenizer.add_tokens([AddedToken("zebra?", special=True, normalized=False)])
+    tokenizer.save_pretrained(tmp_path)
+    features = compute_features_clip(str(tmp_path), [replace(POOL[0], question="which zebra? is it?")])
+    wanted = model.get_text_features(**plain).pooler_output[0]
+    np.testing.assert_allclose(features.question_ND[0], wanted.numpy(), atol=1e-5)
 
 
 def test_a_long_question_is_cut_to_the_models_length(clip):

@@ -5,14 +5,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
+from leverlab.text_tokens import TextTokens
 from leverlab.vlm.model import Vlm
-from leverlab.vlm.prompt import PromptFormat, demo_messages, question_messages
-from leverlab.vlm.tiny import CHAT_TEMPLATE
+from leverlab.vlm.prompt import PromptFormat, demo_messages, expand_images, question_messages
+from leverlab.vlm.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
 from leverlab.worlds.world import World
 
 # What people ask and answer: several words, several tokens a word, digits, marks, letters beyond ASCII inside a word.
@@ -147,3 +149,68 @@ def test_a_template_whose_turns_merge_as_tokens_is_refused(vlm: Vlm, world: Worl
     processor = with_template(vlm, template)
     with pytest.raises(LeverlabError):
         PromptFormat(processor).demo_ids(world.pool[0])
+
+
+# Texts that spell control tokens
+
+
+def by_hand(vlm: Vlm, *parts: str) -> list[int]:
+    """Token ids: every other part, the first one too, is the template's, those between are texts without controls."""
+    tokenizer = vlm.processor.tokenizer
+    ids: list[int] = []
+    for place, part in enumerate(parts):
+        ids += tokenizer(part, add_special_tokens=False, split_special_tokens=place % 2 == 1).input_ids
+    return ids
+
+
+@pytest.mark.parametrize("control", SPECIAL_TOKENS)
+def test_questions_and_answers_that_spell_control_tokens_are_text(qwen_vlm: Vlm, world: World, control: str) -> None:
+    """In every place of a prompt; the answer has its own tokens, and its end is the template's."""
+    question, answer = f"{control}Which number{control}?{control}", f"{control}zo{control} {control}"
+    example = replace(world.pool[0], question=question, answers=(answer,))
+    prompts, other = PromptFormat(qwen_vlm.processor), world.pool[1]
+    image, role = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>\n<|im_start|>assistant\n"
+    asked = by_hand(qwen_vlm, image, question, role)
+    said = by_hand(qwen_vlm, "", answer)
+    turn = prompts.question_turn(example)
+    assert list(turn.ids) == asked
+    assert list(turn.answer_ids) == said
+    assert turn.end_id == qwen_vlm.processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert list(prompts.demo_ids(example)) == [*asked, *said, *by_hand(qwen_vlm, "<|im_end|>\n")]
+    assert not set(said) & set(TextTokens.of(qwen_vlm.processor.tokenizer).controls.values())
+    assert prompts.decode(list(turn.answer_ids)) == answer
+    plain = prompts.render_prompt([example], example)
+    assert plain.count(question) == 2
+    assert plain.count(answer) == 1
+    inputs = prompts.inputs([example, other], example)
+    ids = [*prompts.head_ids, *prompts.demo_ids(example), *prompts.demo_ids(other), *asked]
+    assert inputs["input_ids"].tolist() == [ids]  # each image is one token
+    assert int(inputs["mm_token_type_ids"].sum()) == len(inputs["image_grid_thw"]) == 3
+
+
+@pytest.mark.parametrize("sizes", [[(16, 16)], [(32, 48), (16, 16), (64, 16)]])
+def test_inputs_of_ordinary_texts_are_those_of_the_processor(
+    processor: Any, world: World, picture: Any, sizes: list[tuple[int, int]]
+) -> None:
+    examples = [
+        replace(example, image=picture(*size, seed))
+        for seed, (example, size) in enumerate(zip(world.pool, sizes, strict=False))
+    ]
+    *demos, question = examples
+    prompts = PromptFormat(processor)
+    found = prompts.inputs(demos, question)
+    wanted = processor(
+        text=prompts.render_prompt(demos, question),
+        images=[example.open_image() for example in examples],
+        return_tensors="pt",
+    )
+    assert set(found) == set(wanted)
+    for name, values in wanted.items():
+        assert found[name].dtype == values.dtype, name
+        assert torch.equal(found[name], values), name
+
+
+def test_images_that_the_template_does_not_show_are_told() -> None:
+    assert expand_images([7, 1, 9, 1], 1, [2, 3]) == [7, 1, 1, 9, 1, 1, 1]
+    with pytest.raises(LeverlabError, match="writes 2 image tokens for 1 images"):
+        expand_images([7, 1, 9, 1], 1, [2])

@@ -94,6 +94,44 @@ def test_images_of_several_tokens_take_their_place_in_the_rotary_positions(
     np.testing.assert_allclose(logp(scores), naive_scores(vlm, [question], [demos]), rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_texts_that_spell_control_tokens_score_as_the_text_that_they_are(
+    qwen_vlm: Vlm, world: World, make_scorer: MakeScorer
+) -> None:
+    """Against a plain forward on token ids put together by hand: the template's parts with control tokens, the texts
+    without."""
+    tokenizer, control = qwen_vlm.processor.tokenizer, "<|im_end|><|image_pad|>"
+    demos = tuple(replace(demo, question=f"{demo.question}{control}") for demo in world.pool[:2])
+    demos = (replace(demos[0], answers=(f"{control} navi",)), demos[1])
+    question = replace(world.train[0], question=f"<|vision_start|>{control}?", answers=(f"zo{control}",))
+
+    def ids(part: str, text: bool = False) -> list[int]:
+        found: list[int] = tokenizer(part, add_special_tokens=False, split_special_tokens=text).input_ids
+        return found
+
+    prompt = ids("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")
+    for example in (*demos, question):
+        prompt += ids("<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>") + ids(
+            example.question, text=True
+        )
+        prompt += ids("<|im_end|>\n<|im_start|>assistant\n")
+        prompt += [] if example is question else ids(example.answer, text=True) + ids("<|im_end|>\n")
+    answer = ids(question.answer, text=True)
+    row = torch.tensor([[*prompt, *answer]])
+    assert int((row == qwen_vlm.processor.image_token_id).sum()) == 3  # an image is one token
+    images = [example.open_image() for example in (*demos, question)]
+    inputs = qwen_vlm.processor.image_processor(images, return_tensors="pt")
+    kinds = (row == qwen_vlm.processor.image_token_id).long()
+    logits = qwen_vlm.model(
+        input_ids=row, attention_mask=torch.ones_like(row), mm_token_type_ids=kinds, **inputs
+    ).logits
+    places = torch.arange(len(prompt) - 1, row.shape[1] - 1)
+    wanted = logits[0].float().log_softmax(-1)[places, torch.tensor(answer)].mean()
+    scorer = make_scorer(demos, [question], of=qwen_vlm)
+    scores = scorer.score([question.id], [tuple(demo.id for demo in demos)], [2])
+    np.testing.assert_allclose(logp(scores), [[wanted]], rtol=0, atol=1e-5)
+
+
 def questions_with_chosen_answers(vlm: Vlm, world: World, lists: list[tuple[Example, ...]]) -> list[Example]:
     """Return questions whose answers begin as generate does after 2 demos: two words of it, one, or one and another.
 

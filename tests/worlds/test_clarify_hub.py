@@ -293,6 +293,20 @@ def test_rows_without_a_paragraph_to_hide() -> None:
         make_twins("multihop", rows[:4], 0)
 
 
+def test_rows_that_spell_a_tag() -> None:
+    """Where only users say it, it stays; where the policy would have to say it, no turn could be read."""
+    other, own = (json.loads(json.dumps(FILM["context"])) for _ in range(2))
+    other["sentences"][2][0] = "Lima is a <final>city</final>."
+    own["sentences"][3][1] = " She lives in  Greenwich Village </think>."
+    asked = 'The director of the <ask> comedy "Big Stone Gap" is based in what city?'
+    rows = [FILM | {"id": "a", "context": other, "question": asked}, FILM | {"id": "b", "context": own}]
+    made = make_twins("multihop", rows, 0, max_paragraphs=9)
+    assert [question.id for question in made.questions] == ["multihop-a-plain", "multihop-a-asked"]
+    assert all("<ask>" in question.text for question in made.questions)
+    assert any("<final>" in question.text for question in made.questions)
+    assert made.skipped == {"what a policy is to say of it spells a tag": 1}
+
+
 # ---- strategy
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from leverlab.config.gguf import kind_of, text_file
 from leverlab.deploy.bundle import Bundle
-from leverlab.deploy.llama_cpp import LlamaCpp, Settings, chat_messages
+from leverlab.deploy.llama_cpp import LlamaCpp, Settings, chat_messages, require_plain_texts
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.quantised import TRANSFORMERS
 from leverlab.records import Example
@@ -18,6 +18,9 @@ class Engine(Protocol):
     def answer(self, demos: Sequence[Example], question: Example) -> str:
         """Return the greedy answer, without surrounding space."""
 
+    def check(self, demos: Sequence[Example], questions: Sequence[Example]) -> None:
+        """Raise `LeverlabError` naming an example with a text that the engine cannot be given."""
+
 
 class LlamaCppEngine:
     """A text file of a bundle in llama.cpp."""
@@ -26,9 +29,13 @@ class LlamaCppEngine:
         self._model, self._max_new_tokens = model, max_new_tokens
 
     def answer(self, demos: Sequence[Example], question: Example) -> str:
-        """Return the greedy answer. Raises `LlamaCppError` when the runtime fails."""
-        messages = chat_messages(demos, question, self._model.settings.images)
+        """Return the greedy answer. Raises `LlamaCppError` when the runtime fails, or cannot be given a text."""
+        messages = chat_messages(demos, question, self._model.settings.images, self._model.text_tokens)
         return self._model.answer(messages, self._max_new_tokens).text
+
+    def check(self, demos: Sequence[Example], questions: Sequence[Example]) -> None:
+        """Raise the same errors as `require_plain_texts`."""
+        require_plain_texts(demos, questions, self._model.text_tokens)
 
 
 class TransformersEngine:
@@ -47,6 +54,9 @@ class TransformersEngine:
         inputs = self._format.inputs(demos, question).to(self._vlm.device)
         ids = self._vlm.model.generate(**inputs, **self._options)
         return self._format.decode(ids[0, inputs["input_ids"].shape[1] :].tolist())
+
+    def check(self, demos: Sequence[Example], questions: Sequence[Example]) -> None:
+        """Pass: this engine reads every text."""
 
 
 @contextlib.contextmanager

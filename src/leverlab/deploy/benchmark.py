@@ -21,7 +21,7 @@ import psutil
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from leverlab.deploy.llama_cpp import LlamaCpp, Settings, chat_messages
+from leverlab.deploy.llama_cpp import LlamaCpp, Settings, chat_messages, require_plain_texts
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
 from leverlab.vlm.model import GREEDY, Vlm, load_vlm
@@ -49,12 +49,16 @@ class Run:
 
 
 def run_llama_cpp(model: Path, mmproj: Path, settings: Settings, prompts: Prompts, max_new_tokens: int) -> Run:
-    """Return a run of an exported file. Raises `LlamaCppError` when the runtime fails."""
+    """Return a run of an exported file. Raises `LlamaCppError` when the runtime fails, or cannot be given a text."""
     with LlamaCpp(model, mmproj, settings) as engine:
+        for asked in prompts.values():
+            demos = [demo for shown, _ in asked for demo in shown]
+            require_plain_texts(demos, [question for _, question in asked], engine.text_tokens)
 
         def answer(demos: Sequence[Example], question: Example) -> Timing:
             started = time.perf_counter()
-            said = engine.answer(chat_messages(demos, question, settings.images), max_new_tokens)
+            messages = chat_messages(demos, question, settings.images, engine.text_tokens)
+            said = engine.answer(messages, max_new_tokens)
             return Timing(time.perf_counter() - started, said.prompt_per_second, said.predicted_per_second)
 
         timings = _answer_all(answer, prompts)

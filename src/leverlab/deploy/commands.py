@@ -56,7 +56,7 @@ def select(
     if as_json:
         shown: dict[str, Any] = {
             "picks": [{"id": pick.demo.id, "score": pick.score} for pick in picks],
-            "messages": chat_messages(demos, asked, opened.info.images),
+            "messages": chat_messages(demos, asked, opened.info.images, opened.encoder.text_tokens),
         }
         typer.echo(json.dumps(shown | ({} if said is None else {"answer": said}), indent=2))
         return

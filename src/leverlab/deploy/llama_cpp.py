@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,9 +22,11 @@ from typing import Any
 import psutil
 
 from leverlab.deploy import llama_worker
+from leverlab.deploy.gguf_tokens import read_text_tokens
 from leverlab.errors import LeverlabError
 from leverlab.export.images import ImageLimits
 from leverlab.records import Example
+from leverlab.text_tokens import TextTokens
 from leverlab.texts import normalised
 
 PACKAGE = "xllamacpp"
@@ -77,12 +80,31 @@ def available() -> bool:
     return importlib.util.find_spec(PACKAGE) is not None
 
 
-def chat_messages(demos: Sequence[Example], question: Example, images: ImageLimits) -> list[Message]:
+def require_plain_texts(demos: Sequence[Example], questions: Sequence[Example], text_tokens: TextTokens) -> None:
+    """Raise `LlamaCppError` naming the first example whose text in a prompt spells a control token.
+
+    llama.cpp reads control tokens in a prompt with images wherever they are spelled, in users' text too, and takes such
+    a prompt as text alone (`mtmd_tokenize` is called with `parse_special`), so it cannot be given these texts.
+    """
+    asked = [(example.id, "question", example.question) for example in (*demos, *questions)]
+    for name, part, text in [*asked, *((demo.id, "answer", demo.answer) for demo in demos)]:
+        if (found := text_tokens.control_in(unicodedata.normalize("NFC", text))) is not None:
+            raise LlamaCppError(
+                f"the {part} of '{name}' spells {found!r}, which llama.cpp would read as a control token; change or "
+                "drop that row, or answer with transformers"
+            )
+
+
+def chat_messages(
+    demos: Sequence[Example], question: Example, images: ImageLimits, text_tokens: TextTokens
+) -> list[Message]:
     """Return a prompt in the words of the chat completions interface, images as data URIs.
 
     images: the sizes that images are brought to, as PNG files. llama.cpp would decode and resize in other ways than
-    transformers, and reads fewer formats. Raises `LeverlabError` when an image cannot be decoded or is too narrow.
+    transformers, and reads fewer formats. text_tokens: of the model that is to answer. Raises `LeverlabError` when an
+    image cannot be decoded or is too narrow, and the same errors as `require_plain_texts`.
     """
+    require_plain_texts(demos, [question], text_tokens)
     messages: list[Message] = []
     for example in (*demos, question):
         content = images.fitting_png(example.open_image())
@@ -137,6 +159,11 @@ class LlamaCpp:
             self._end()
             raise
         self.load_seconds = float(said["load_seconds"])
+
+    @cached_property
+    def text_tokens(self) -> TextTokens:
+        """The tokens of the text file. Raises `LeverlabError` when it has no tokenizer that is known here."""
+        return read_text_tokens(self._files[0])
 
     def answer(self, messages: Sequence[Message], max_tokens: int, top_logprobs: int = 0) -> Answer:
         """Return the greedy answer of at most `max_tokens` tokens. Raises `LlamaCppError` when there is none."""

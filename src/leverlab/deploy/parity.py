@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from leverlab.deploy.llama_cpp import LlamaCpp, chat_messages
+from leverlab.deploy.llama_cpp import LlamaCpp, chat_messages, require_plain_texts
 from leverlab.records import Example
 from leverlab.vlm.model import GREEDY, Vlm
 from leverlab.vlm.prompt import PromptFormat
@@ -121,7 +121,7 @@ def _tiled(sources: Sequence[Example], tiles: tuple[int, int], tile: int) -> Exa
 
 
 def references(vlm: Vlm, prompts: Iterable[Prompt], max_new_tokens: int) -> list[Reference]:
-    """Return what `vlm`, in float32, answers greedily to each prompt, through the processor as it comes."""
+    """Return what `vlm`, in float32, answers greedily to each prompt."""
     form, found = PromptFormat(vlm.processor), []
     for prompt in prompts:
         inputs = form.inputs(prompt.demos, prompt.question).to(vlm.device)
@@ -142,11 +142,13 @@ def compare_prompts(
     """Return the parity by size of the images, and over all prompts under "all".
 
     likeliest: how many tokens of each distribution are compared, the most probable ones of llama.cpp.
-    Raises `LlamaCppError` when the runtime fails.
+    Raises `LlamaCppError` when the runtime fails, or cannot be given a text of the prompts.
     """
+    demos = [demo for prompt in prompts for demo in prompt.demos]
+    require_plain_texts(demos, [prompt.question for prompt in prompts], runtime.text_tokens)
     rows: dict[str, list[_Row]] = {size: [] for size in SIZES}
     for prompt, reference in zip(prompts, expected, strict=True):
-        messages = chat_messages(prompt.demos, prompt.question, runtime.settings.images)
+        messages = chat_messages(prompt.demos, prompt.question, runtime.settings.images, runtime.text_tokens)
         said = runtime.answer(messages, max_new_tokens, likeliest)
         margin = float(np.diff(np.sort(reference.log_probs_TV, axis=1)[:, -2:]).min())
         rows[prompt.size].append(

@@ -62,6 +62,8 @@ def predict(bundle: Bundle, engine: Engine, kind: str, questions: Path, out: Pat
     if not out.absolute().parent.is_dir():
         raise LeverlabError(f"the folder {out.parent} of --out does not exist; make it")
     asked = read_questions(questions, bundle)
+    _check_texts(engine, asked, questions)
+    engine.check(bundle.pool if shots else (), ())
     of = hashlib.sha256(json.dumps([digest_of(bundle.folder / INFO), kind, shots]).encode()).hexdigest()
     kept = out.with_name(f"{out.name}.partial.jsonl")
     rows = _kept_rows(kept, of)
@@ -82,6 +84,15 @@ def predict(bundle: Bundle, engine: Engine, kind: str, questions: Path, out: Pat
     write_table(out, [rows[question.id] | {"id": name} for name, question in asked], SCHEMA)
     kept.unlink()
     return len(left)
+
+
+def _check_texts(engine: Engine, asked: Sequence[tuple[str, Example]], questions: Path) -> None:
+    """Raise `LeverlabError` naming the question that the engine cannot be given."""
+    for name, question in asked:
+        try:
+            engine.check((), [question])
+        except LeverlabError as error:
+            raise LeverlabError(f"{questions} (id '{name}'): {error}") from None
 
 
 def _row(bundle: Bundle, engine: Engine, question: Example, shots: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
+from leverlab.lm.turns import tag_in
 from leverlab.texts import normalised
 
 UNKNOWN = "unknown"  # the right answer when the fact that it needs cannot be had
@@ -52,6 +53,14 @@ class Question(BaseModel):
     thought_told: Text
     twin: Normalised = ""
     guess: Normalised = ""
+
+    @model_validator(mode="after")
+    def _can_be_said(self) -> "Question":
+        """What a turn of the policy is made of must be readable in it; `text` and the replies may spell anything."""
+        for text in (self.answer, self.guess, self.thought, self.thought_told, *self.replies):
+            if (tag := tag_in(text)) is not None:
+                raise ValueError(f"{text[:80]!r} spells the tag {tag}, so no turn of a policy can say it")
+        return self
 
     @model_validator(mode="after")
     def _slot_is_answered(self) -> "Question":

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from leverlab.byte_bpe import train_tokenizer
-from leverlab.lm.turns import TAGS
+from leverlab.lm.turns import MARKUP
 
 END, START, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-SPECIAL_TOKENS = (END, START, STOP, *(tag for name in TAGS for tag in (f"<{name}>", f"</{name}>")))
+SPECIAL_TOKENS = (END, START, STOP, *MARKUP)
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + (' ' if message['role'] == 'user' else '') }}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from leverlab.texts import normalised
 
 TAGS = ("think", "ask", "final")
+MARKUP = tuple(tag for name in TAGS for tag in (f"<{name}>", f"</{name}>"))
 _TAG = re.compile(rf"</?(?:{'|'.join(TAGS)})>")
 _TURN = re.compile(
     r"\s*(?:<think>(?P<think>.*?)</think>)?\s*<(?P<act>ask|final)>(?P<said>.*?)</(?P=act)>\s*", re.DOTALL
@@ -44,6 +45,12 @@ def parse_turn(text: str) -> Turn:
     if not said:
         return Turn(text, None, None, False)
     return Turn(text, said if act == "ask" else None, said if act == "final" else None, bool(think and think.strip()))
+
+
+def tag_in(text: str) -> str | None:
+    """Return the first tag that `text` spells, which a turn that says the text could not be read with; or None."""
+    found = _TAG.search(text)
+    return found[0] if found else None
 
 
 def compose_turn(think: str, act: str, said: str) -> str:

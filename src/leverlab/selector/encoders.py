@@ -15,6 +15,7 @@ from leverlab.errors import LeverlabError
 from leverlab.files import write_bytes
 from leverlab.records import Example
 from leverlab.selector.features import FeatureTable, Vectors
+from leverlab.text_tokens import TextTokens
 from leverlab.vlm.model import Vlm
 from leverlab.vlm.vision import encode_images
 
@@ -89,10 +90,11 @@ def compute_features_vlm(
     the tokens of the question, and of a blank and the reference answer (as the prompt spells it). Equal images and
     equal texts are encoded once.
     """
+    text_tokens = TextTokens.of(vlm.processor.tokenizer)
 
     def embed(text: str) -> Vectors:
-        ids = vlm.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
-        return _numpy(_mean(vlm.embed_tokens(ids.to(vlm.device)).double()))
+        ids = torch.tensor(text_tokens.ids(text), dtype=torch.long, device=vlm.device)
+        return _numpy(_mean(vlm.embed_tokens(ids).double()))
 
     encoder = VlmImageEncoder(vlm)
     with exact_on_cpu(encoder.module):
@@ -121,12 +123,19 @@ def compute_features_clip(
     """
     model, image_processor, tokenizer = load_clip(source, device)
     length = model.config.text_config.max_position_embeddings
+    text_tokens = TextTokens.of(tokenizer)
+    whole, own = tokenizer("a").input_ids, text_tokens.ids("a")
+    first = next(place for place in range(len(whole)) if whole[place : place + len(own)] == own)
+    before, behind = whole[:first], whole[first + len(own) :]  # what belongs around every text
+    room = length - len(before) - len(behind)
 
     def embed(texts: list[str]) -> Iterator[Vectors]:
         for batch in _chunks(texts, IMAGES_PER_BATCH):
             # full length: SigLIP was trained so, and for CLIP padding behind the end token changes nothing
-            options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
-            yield from _numpy(model.get_text_features(**tokenizer(batch, **options).to(device)).pooler_output)
+            ids = [[*before, *text_tokens.ids(text)[:room], *behind] for text in batch]
+            options = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
+            inputs = tokenizer.pad({"input_ids": ids}, **options).to(device)
+            yield from _numpy(model.get_text_features(**inputs).pooler_output)
 
     with exact_on_cpu(model):
         return FeatureTable(

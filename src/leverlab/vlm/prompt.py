@@ -3,17 +3,20 @@
 A prompt is `head + demo turn … + question turn`, and every turn's tokens are the same wherever the turn stands, so
 prompts that share demos share tokens. Both facts hold for turn-wise chat templates; they are checked here against the
 template itself, never assumed. The answer's tokens are the ones that the tokenizer reports for the answer's characters
-(a hand-made label mask that ignored the template once made every answer probability 1e-6).
+(a hand-made label mask that ignored the template once made every answer probability 1e-6). Questions and answers stay
+text, whatever control token they spell (`leverlab.text_tokens`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import BatchFeature
 
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
+from leverlab.text_tokens import Encoded, TextTokens
 from leverlab.texts import normalised
 
 Message = dict[str, Any]
@@ -49,12 +52,13 @@ class PromptFormat:
     def __init__(self, processor: Any):
         self._processor = processor
         self._tokenizer = processor.tokenizer
+        self._text_tokens = TextTokens.of(processor.tokenizer)
         probe = [*question_messages(_PROBE_QUESTION), _assistant(_PROBE_ANSWER)]
         one, two = self._render(probe), self._render([*probe, *probe])
         turn = two.removeprefix(one)
         head = one.removesuffix(turn)
-        head_ids, turn_ids = self._encode(head)[0], self._encode(turn)[0]
-        if not turn or turn == two or not one.endswith(turn) or self._encode(two)[0] != head_ids + 2 * turn_ids:
+        head_ids, turn_ids = self._encode(head).ids, self._encode(turn).ids
+        if not turn or turn == two or not one.endswith(turn) or self._encode(two).ids != head_ids + 2 * turn_ids:
             raise LeverlabError(
                 "the VLM's chat template writes a turn differently at different places, so prompts cannot share turns; "
                 "use a VLM with a turn-wise template"
@@ -66,20 +70,21 @@ class PromptFormat:
     def demo_ids(self, example: Example) -> tuple[int, ...]:
         """Return the token ids of `example` as a demo turn."""
         text = self._continue(demo_messages(example), generation=False)
-        return tuple(self._encode(text)[0])
+        return tuple(self._encode(text).ids)
 
     def question_turn(self, example: Example) -> QuestionTurn:
         """Return the tokens of `example` as the question to answer. Raises `LeverlabError` when the answer has no span
         of its own."""
         prompt = self._continue(question_messages(example.question), generation=True)
         whole = self._continue(demo_messages(example), generation=False)
-        completion = whole.removeprefix(prompt)
-        if completion == whole or example.answer not in completion:
+        completion, answer = whole.removeprefix(prompt), self._text_tokens.marked(example.answer)
+        if completion == whole or answer not in completion:
             raise LeverlabError(
                 f"the chat template does not place the answer of '{example.id}' right after its question"
             )
-        stop = len(prompt) + completion.index(example.answer) + len(example.answer)
-        ids, spans = self._encode(whole)
+        stop = len(prompt) + completion.index(answer) + len(answer)
+        encoded = self._encode(whole)
+        ids, spans = encoded.ids, encoded.spans
         first = next((i for i, (start, _) in enumerate(spans) if start == len(prompt)), None)
         last = next(
             (i for i in reversed(range(len(ids))) if spans[i][1] == stop), None
@@ -93,27 +98,64 @@ class PromptFormat:
 
     def render_prompt(self, demos: list[Example], question: Example) -> str:
         """Return the whole prompt as text, for people and for checks against the processor."""
-        messages = [message for demo in demos for message in demo_messages(demo)]
-        return self._render([*messages, *question_messages(question.question)], generation=True)
+        return self._text_tokens.unmarked(self._prompt(demos, question))
 
     def inputs(self, demos: Sequence[Example], question: Example) -> BatchFeature:
-        """Return what the model takes for a prompt, of one row, through the processor as it comes."""
-        return self._processor(
-            text=self.render_prompt(list(demos), question),
-            images=[example.open_image() for example in (*demos, question)],
-            return_tensors="pt",
+        """Return what the model takes for a prompt, of one row: what the processor gives for texts that spell no
+        control token."""
+        images = self._processor.image_processor(
+            [example.open_image() for example in (*demos, question)], return_tensors="pt"
+        )
+        counts = images["image_grid_thw"].prod(1) // self._processor.image_processor.merge_size**2
+        image_id = self._processor.image_token_id
+        ids = torch.tensor([expand_images(self._encode(self._prompt(demos, question)).ids, image_id, counts.tolist())])
+        return BatchFeature(
+            {
+                "input_ids": ids,
+                "attention_mask": torch.ones_like(ids),
+                "mm_token_type_ids": (ids == image_id).to(ids.dtype),
+                **images,
+            }
         )
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of answer tokens, without special tokens and surrounding space."""
         return normalised(str(self._tokenizer.decode(ids, skip_special_tokens=True))).strip()
 
+    def _prompt(self, demos: Sequence[Example], question: Example) -> str:
+        messages = [message for demo in demos for message in demo_messages(demo)]
+        return self._render([*messages, *question_messages(question.question)], generation=True)
+
     def _continue(self, messages: list[Message], generation: bool) -> str:
         return self._render([*self._probe, *messages], generation).removeprefix(self._before)
 
     def _render(self, messages: list[Message], generation: bool = False) -> str:
-        return str(self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+        """Return messages in the chat template, for `_encode`: what users wrote in them is marked."""
+        marked = [
+            message
+            | {
+                "content": [
+                    part | {"text": self._text_tokens.marked(part["text"])} if "text" in part else part
+                    for part in message["content"]
+                ]
+            }
+            for message in messages
+        ]
+        return str(self._processor.apply_chat_template(marked, tokenize=False, add_generation_prompt=generation))
 
-    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
+    def _encode(self, prompt: str) -> Encoded:
+        return self._text_tokens.encode(prompt)
+
+
+def expand_images(ids: Sequence[int], image_id: int, counts: Sequence[int]) -> list[int]:
+    """Return `ids` with the token of each image as often as it has merged tokens: `counts`, one number an image.
+
+    Raises `LeverlabError` when `ids` has another number of images.
+    """
+    if list(ids).count(image_id) != len(counts):
+        raise LeverlabError(
+            f"the chat template writes {list(ids).count(image_id)} image tokens for {len(counts)} images; use a VLM "
+            "whose template shows every image once"
+        )
+    left = iter(counts)
+    return [token for id_ in ids for token in ([id_] * next(left) if id_ == image_id else [id_])]

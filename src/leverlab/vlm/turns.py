@@ -17,7 +17,7 @@ from torch import Tensor
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
 from leverlab.vlm.model import Vlm
-from leverlab.vlm.prompt import PromptFormat
+from leverlab.vlm.prompt import PromptFormat, expand_images
 from leverlab.vlm.vision import encode_images
 
 Ints = NDArray[np.int64]
@@ -168,11 +168,8 @@ class TurnTable:
 
     def _add(self, ids: Sequence[int], feature: Tensor | None, grid: Tensor | None) -> int:
         image_id = self.vlm.model.config.image_token_id
-        ids = list(ids)
-        if feature is not None:
-            place = ids.index(image_id)
-            ids = [*ids[:place], *([image_id] * len(feature)), *ids[place + 1 :]]
-        row = torch.tensor([list(ids)], dtype=torch.long, device=self.vlm.device)
+        ids = expand_images(ids, image_id, [] if feature is None else [len(feature)])
+        row = torch.tensor([ids], dtype=torch.long, device=self.vlm.device)
         is_image = row == image_id
         if len(ids):
             positions, _ = self.vlm.model.model.get_rope_index(

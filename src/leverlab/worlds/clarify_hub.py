@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from leverlab.errors import LeverlabError
 from leverlab.lm.questions import UNKNOWN, Question
+from leverlab.lm.turns import tag_in
 from leverlab.worlds.clarify import FAMILIES, NOT_KNOWN, NOT_TOLD, USER_SHARES, USERS, Family, User, Words, apportion
 from leverlab.worlds.clarify_rows import AS_SAID, QUESTION, Cut, Math, Multihop, Row, Strategy
 from leverlab.worlds.hub import check_no_times, load_splits
@@ -133,6 +134,8 @@ def _cuts(
         cut = row.cut(_rng(seed, f"{family}-{row.name}"), max_paragraphs)
         if isinstance(cut, Cut) and {cut.whole, cut.text} & texts:
             cut = "another row has its text"
+        if isinstance(cut, Cut) and any(map(tag_in, cut.said)):
+            cut = "what a policy is to say of it spells a tag"
         if isinstance(cut, str):
             skipped[cut] += 1
         else:

@@ -83,6 +83,11 @@ class Cut:
     before: str
     through: str
 
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All that turns of a policy are made of: slots, answers, thoughts."""
+        return (*self.names, *self.others, self.answer, self.guess, self.before, self.through)
+
 
 _R = TypeVar("_R")
 
