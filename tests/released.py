@@ -277,7 +277,7 @@ def _linear(name: str, outputs: int, inputs: int) -> dict[str, tuple[int, ...]]:
 
 def _write_shards(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     names = list(weights)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
         file = f"model-{shard:05d}-of-00002.safetensors"
         save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
