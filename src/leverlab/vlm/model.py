@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
-from transformers.utils import logging
+from transformers import AutoModelForImageTextToText
 
-from leverlab.checkpoint_files import open_weights, read_json, weight_files
 from leverlab.errors import LeverlabError
-from leverlab.vlm.processor import ImageOnlyQwen25VLProcessor, load_processor
+from leverlab.vlm.checkpoint import load_processor, one_line
 from leverlab.vlm.prompt import PromptFormat
 
 FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # of a hub repository; others hold the same weights again
@@ -56,7 +54,7 @@ def load_vlm(source: str, dtype: str, device: str = "auto") -> Vlm:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = checkpoint_folder(source)
-    processor = _checked_processor(folder)
+    processor = load_processor(folder)
     try:
         model: Any
         report: Any
@@ -65,7 +63,7 @@ def load_vlm(source: str, dtype: str, device: str = "auto") -> Vlm:
         )
     except Exception as error:  # the library raises OSError, SafetensorError, ValueError and more for a bad checkpoint
         raise LeverlabError(
-            f"the VLM at '{source}' cannot be loaded ({_one_line(error)}); vlm.source must be a hub id or a whole "
+            f"the VLM at '{source}' cannot be loaded ({one_line(error)}); vlm.source must be a hub id or a whole "
             "checkpoint folder"
         ) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -82,7 +80,7 @@ def check_vlm(source: str) -> None:
 
     A hub id is fetched.
     """
-    PromptFormat(_checked_processor(checkpoint_folder(source)))
+    PromptFormat(load_processor(checkpoint_folder(source)))
 
 
 def checkpoint_folder(source: str) -> Path:
@@ -96,44 +94,12 @@ def checkpoint_folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=FILES))
     except Exception as error:  # of the hub, of HTTP, of the disk
         raise LeverlabError(
-            f"the checkpoint '{source}' cannot be fetched ({_one_line(error)}); vlm.source must be a hub id or a whole "
+            f"the checkpoint '{source}' cannot be fetched ({one_line(error)}); vlm.source must be a hub id or a whole "
             "checkpoint folder"
         ) from error
 
 
-def _checked_processor(folder: Path) -> ImageOnlyQwen25VLProcessor:
-    """Return the processor, after a check of the config and of the weight files' headers."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    where = folder / "config.json"
-    family = read_json(where).get("model_type")
-    if family != "qwen2_5_vl":
-        raise LeverlabError(f"{where}: model_type is {family!r}; set vlm.source to a Qwen2.5-VL (qwen2_5_vl)")
-    try:
-        config: Any = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # the library raises errors of many kinds for a bad value
-        raise LeverlabError(f"{where} is no config of a Qwen2.5-VL ({_one_line(error)}); restore it") from error
-    if "sliding_attention" in config.text_config.layer_types:
-        raise LeverlabError(f"{where}: sliding windows (use_sliding_window) are not supported; set another vlm.source")
-    processor = load_processor(folder)
-    largest = max(processor.tokenizer.get_vocab().values())
-    if largest >= config.text_config.vocab_size:
-        raise LeverlabError(
-            f"{where}: vocab_size {config.text_config.vocab_size} is too small for the tokenizer, whose largest id is "
-            f"{largest}; restore the files of one checkpoint"
-        )
-    if processor.image_token_id != config.image_token_id:
-        raise LeverlabError(
-            f"{where}: image_token_id is {config.image_token_id}, but the tokenizer's {processor.image_token} has id "
-            f"{processor.image_token_id}; restore the files of one checkpoint"
-        )
-    for file in weight_files(folder):
-        with open_weights(file):
-            pass
-    return processor
-
-
-def _digest(source: str, folder: Path, dtype: str, processor: ImageOnlyQwen25VLProcessor) -> str:
+def _digest(source: str, folder: Path, dtype: str, processor: Any) -> str:
     """Return a digest of the weight files (the hub's revision for a hub id), the dtype and the chat template."""
     sha = hashlib.sha256(f"{dtype}\n{processor.chat_template}\n".encode())
     if not Path(source).is_dir():
@@ -145,7 +111,3 @@ def _digest(source: str, folder: Path, dtype: str, processor: ImageOnlyQwen25VLP
             with path.open("rb") as file:
                 sha.update(hashlib.file_digest(file, "sha256").digest())
     return sha.hexdigest()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
