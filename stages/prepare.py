@@ -12,7 +12,7 @@ from leverlab.selector.candidates import draw_candidates, write_candidates
 from leverlab.selector.encoders import compute_features_clip, compute_features_vlm
 from leverlab.selector.features import write_features
 from leverlab.stage import Stage, run_stage
-from leverlab.vlm.model import Vlm, load_vlm
+from leverlab.vlm.model import Vlm, check_vlm, load_vlm
 from leverlab.vlm.prompt import PromptFormat
 from leverlab.worlds.data_card import data_card
 from leverlab.worlds.load import load_world
@@ -23,6 +23,7 @@ def body(stage: Stage) -> None:
     data = stage.section("data", DataParams)
     params = stage.section("prepare", PrepareParams)
     vlm = stage.section("vlm", VlmModel)
+    check_vlm(vlm.source)
     world = load_world(data.world, data.source, data.pool, data.train, data.val, data.test, data.label_noise, data.seed)
     splits = world.splits()
     for name, examples in splits.items():

@@ -1,4 +1,4 @@
-"""Settings under which one machine computes as CPUs with fewer instructions do: sums in another order, other last bits."""
+"""Settings under which a machine computes like a CPU with fewer instructions: other orders of sums, other last bits."""
 
 AVX2 = {
     "ATEN_CPU_CAPABILITY": "avx2",

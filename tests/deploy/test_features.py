@@ -123,6 +123,7 @@ def build(folder: Path, *, full: Sequence[int], frames: int, patch: int = 8, wid
             "out_hidden_size": out,
             "fullatt_block_indexes": list(full),
         },
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
         tie_word_embeddings=True,
     )
     model: Any = Qwen2_5_VLForConditionalGeneration(config)

@@ -311,7 +311,7 @@ def test_tokenizer_settings(folder: Path, tally: Maker) -> None:
 
 
 def test_chat_template(folder: Path, tally: Maker) -> None:
-    """The template of chat_template.json goes before that of tokenizer_config.json, chat_template.jinja before both."""
+    """The templates of chat_template.json and of chat_template.jinja go before that of tokenizer_config.json."""
     older, newest = folder / "chat_template.json", folder / "chat_template.jinja"
     tree = {"chat_template": "{{ older }}"}
     older.write_text(json.dumps(tree))
@@ -326,5 +326,6 @@ def test_chat_template(folder: Path, tally: Maker) -> None:
     count = tally(lambda: tokenizer_fields(folder, ROWS), check, [str(folder)])
     count.attempt_trees(older, tree, 1000)
     count.attempt_all(older, byte_mutants(older.read_bytes(), 500, seed=0))
+    older.unlink()
     newest.write_text("{{ newest }} \U0001d518 é", encoding="utf-8")
     count.attempt_all(newest, byte_mutants(newest.read_bytes(), 500, seed=1))

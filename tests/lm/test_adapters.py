@@ -1,5 +1,6 @@
 """Adapters: what is written is what is read, and nothing else is taken for it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,35 @@ def test_damaged_bases_are_named(tmp_path: Path) -> None:
         load_base(str(folder))
     with pytest.raises(LeverlabError, match=r"the base model '.*nothing' cannot be loaded"):
         load_base(str(tmp_path / "nothing"))
+
+
+def test_a_base_without_the_files_of_its_tokenizer_is_refused(tmp_path: Path) -> None:
+    """transformers makes a Qwen2Tokenizer of its special tokens alone, which reads every text as nothing."""
+    folder = tmp_path / "base"
+    base().model.save_pretrained(folder)
+    CHAT.tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"tokenizer_class": "Qwen2Tokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert load_base(str(folder)).chat.prompt("a") == CHAT.prompt("a")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(LeverlabError, match=r"tokenizer of '.*base' does not give .* back.*restore tokenizer\.json"):
+        load_base(str(folder))
+
+
+def test_code_of_a_base_is_neither_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("builtins.input", asked.append)
+    folder = tmp_path / "base"
+    base().model.save_pretrained(folder)
+    CHAT.tokenizer.save_pretrained(folder)
+    code = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
+    settings = json.loads((folder / "config.json").read_text()) | code
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(LeverlabError, match="cannot be loaded"):
+        load_base(str(folder))
+    assert not asked
+    assert not (tmp_path / "ran").exists()
 
 
 def test_merged_says_what_the_adapter_says(saved: tuple[Path, torch.Tensor], tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.mark.parametrize("folder", [".", "recipes/clarify"])
 def test_the_result_tables_are_those_of_the_committed_report(folder: str, tmp_path: Path) -> None:
-    """`leverlab readme` ran before the report was committed. The report in the workspace may be of another run: of other
-    params, or of another CPU."""
+    """`leverlab readme` ran before the report was committed. The workspace may have the report of another run, with
+    other params or on another CPU."""
     for name in ("README.md", "reports/tables"):
         archive = subprocess.run(
             ["git", "archive", "HEAD", f"{folder}/{name}"], cwd=ROOT, capture_output=True, check=True

@@ -1,5 +1,4 @@
-"""The profile `tiny` once more as a CPU with fewer instructions runs it: what keeps its bytes there, and how near the rest
-comes."""
+"""The profile `tiny` as a CPU with fewer instructions runs it: which bytes are the same, and how near the rest is."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -88,7 +88,7 @@ def require_plain_texts(demos: Sequence[Example], questions: Sequence[Example], 
     """
     asked = [(example.id, "question", example.question) for example in (*demos, *questions)]
     for name, part, text in [*asked, *((demo.id, "answer", demo.answer) for demo in demos)]:
-        if (found := text_tokens.control_in(unicodedata.normalize("NFC", text))) is not None:
+        if (found := text_tokens.control_in(text)) is not None:
             raise LlamaCppError(
                 f"the {part} of '{name}' spells {found!r}, which llama.cpp would read as a control token; change or "
                 "drop that row, or answer with transformers"

@@ -4,8 +4,7 @@ Names and shapes are derived from `config.json` alone and the files are held aga
 or of another shape is an error here, and not a model that answers nonsense in llama.cpp.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,15 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 
+from leverlab.checkpoint_files import open_weights, weight_files
 from leverlab.errors import LeverlabError
-from leverlab.export.tokenizer_fields import Value, read_json
+from leverlab.export.tokenizer_fields import Value
 
 Arrangement = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 STORED_TYPES = ("BF16", "F16", "F32")  # safetensors' names of what float32 holds without loss
 VISION = "visual."  # where the vision part's tensors begin, behind `model.` in some files
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]+\.safetensors")
 
 
 class Stored(NamedTuple):
@@ -63,7 +61,7 @@ class Tensor:
 
     def load(self) -> NDArray[np.float32]:
         """Return the values in GGUF's order. Raises `LeverlabError` when one is NaN or infinite."""
-        with _opened(self.file) as file:
+        with open_weights(self.file) as file:
             values: NDArray[np.float32] = file.get_tensor(self.source).to(torch.float32).numpy()
         if not np.isfinite(values).all():
             raise LeverlabError(f"{self.file}: {self.source} holds NaN or infinite values; use an earlier checkpoint")
@@ -95,8 +93,8 @@ def stored_tensors(folder: Path, vision: bool) -> dict[str, Stored]:
     stored twice.
     """
     tensors: dict[str, Stored] = {}
-    for file in _weight_files(folder):
-        with _opened(file) as opened:
+    for file in weight_files(folder):
+        with open_weights(file) as opened:
             for source in opened.keys():  # noqa: SIM118 - not a mapping
                 name = source
                 for prefix in ("model.", "language_model.", "model."):  # both orders exist in Qwen2.5-VL's files
@@ -149,31 +147,6 @@ def check_layers(layers: int, stored: Mapping[str, Stored], folder: Path) -> Non
             f"{folder} holds {len(stored)} tensor(s) of this part, too few for the {layers} layers of its config.json; "
             "restore the checkpoint"
         )
-
-
-def _weight_files(folder: Path) -> Iterator[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        yield folder / "model.safetensors"
-        return
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise LeverlabError(f"{index} names no shards under 'weight_map'; restore the checkpoint")
-    for name in shards.values():
-        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
-            raise LeverlabError(f"{index}: shard {name!r:.80} is no safetensors file beside it; restore the index")
-    for name in sorted(set(shards.values())):
-        yield folder / name
-
-
-def _opened(file: Path) -> Any:
-    """Return the safetensors file, open for reading single tensors (a context manager)."""
-    try:
-        return safe_open(file, framework="pt")
-    except FileNotFoundError:
-        raise LeverlabError(f"{file} does not exist; restore the missing part of the checkpoint") from None
-    except (OSError, SafetensorError) as error:
-        raise LeverlabError(f"{file} is truncated or damaged ({error}); restore the checkpoint") from None
 
 
 def unread(error: ValidationError, where: Path, what: str) -> LeverlabError:

@@ -10,9 +10,10 @@ from gguf import Keys
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leverlab.checkpoint_files import read_json
 from leverlab.errors import LeverlabError
 from leverlab.export.checkpoint import Expected, Part, check_layers, mapping, match, stored_tensors, unread
-from leverlab.export.tokenizer_fields import Value, read_json, tokenizer_fields
+from leverlab.export.tokenizer_fields import Value, tokenizer_fields
 
 ARCHITECTURES = {"qwen2_5_vl": "qwen2vl", "qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama"}  # model_type → GGUF
 _SINGLE = np.finfo(np.float32)
@@ -67,7 +68,8 @@ def read_text_part(folder: Path) -> Part:
     text = _text_config(config, architecture, folder / "config.json")
     stored = stored_tensors(folder, vision=False)
     has_output = "lm_head.weight" in stored  # when it is absent, llama.cpp uses the embedding in its place
-    if not has_output and config.get("tie_word_embeddings") is not True:
+    levels = (config, _text_keys(config, folder / "config.json"))  # transformers has written the key on both
+    if not has_output and not any(keys.get("tie_word_embeddings") is True for keys in levels):
         raise LeverlabError(
             f"{folder} has no lm_head.weight and config.json does not tie it to the embedding; restore the checkpoint"
         )
@@ -77,12 +79,18 @@ def read_text_part(folder: Path) -> Part:
     return Part(architecture, fields, tensors)
 
 
+def _text_keys(config: Mapping[str, Any], where: Path) -> Mapping[str, Any]:
+    """Return the keys of the text model: under `text_config`, or beside the others in older files of Qwen2.5-VL."""
+    keys = config.get("text_config")
+    return config if keys is None else mapping(keys, "text_config", where)
+
+
 def _text_config(config: Mapping[str, Any], architecture: str, where: Path) -> _TextConfig:
-    text = mapping(config.get("text_config", config), "text_config", where)  # older files of Qwen2.5-VL have none
-    older = {"rope_theta": text.get("rope_theta")} | mapping(text.get("rope_scaling") or {}, "rope_scaling", where)
-    rope = mapping(text.get("rope_parameters") or older, "rope_parameters", where)
+    text = _text_keys(config, where)
+    name = next((name for name in ("rope_scaling", "rope_parameters") if text.get(name)), "rope_parameters")
+    rope = mapping(text.get(name) or {}, name, where)
     rope_keys = {
-        "rope_theta": rope.get("rope_theta"),
+        "rope_theta": rope.get("rope_theta", text.get("rope_theta")),
         "rope_type": rope.get("rope_type", rope.get("type", "default")),
         "mrope_section": rope.get("mrope_section"),
     }

@@ -5,7 +5,6 @@ differs from it in any part that changes token ids is refused, because the expor
 those that it learned.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +13,7 @@ from gguf import Keys, TokenType
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from tokenizers.pre_tokenizers import ByteLevel
 
+from leverlab.checkpoint_files import chat_template, read_json, tokenizer_json
 from leverlab.errors import LeverlabError
 
 # What llama.cpp does for `tokenizer.ggml.pre` = "qwen2" (src/llama-vocab.cpp).
@@ -80,27 +80,6 @@ class _Tokenizer(_Part):
     post_processor: _Step | None = None
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file of a checkpoint. Raises `LeverlabError` when it is missing or damaged."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise LeverlabError(f"{path} does not exist; export needs a complete folder in the hub's format") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise LeverlabError(f"{path} cannot be read ({error}); restore the checkpoint folder") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the mapping that a JSON file holds. Raises `LeverlabError` when it is missing, damaged or no mapping."""
-    try:
-        data = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise LeverlabError(f"{path} is not valid JSON ({error}); restore the checkpoint folder") from None
-    if not isinstance(data, dict):
-        raise LeverlabError(f"{path} must hold a JSON mapping, not {type(data).__name__}; restore the folder")
-    return data
-
-
 def tokenizer_fields(folder: Path, vocab_size: int) -> dict[str, Value]:
     """Return the `tokenizer.*` fields of GGUF for the checkpoint in `folder`.
 
@@ -108,9 +87,10 @@ def tokenizer_fields(folder: Path, vocab_size: int) -> dict[str, Value]:
     token is ever written. Raises `LeverlabError` when a file is missing or damaged, the tokenizer is not a byte-level
     BPE with the Qwen2 split, or a token, id or merge comes twice, is empty or does not fit the others.
     """
-    where, settings = folder / "tokenizer.json", read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
+    where, keys = tokenizer_json(folder)
     try:
-        tokenizer = _Tokenizer.model_validate(read_json(where))
+        tokenizer = _Tokenizer.model_validate(keys)
     except ValidationError as error:
         problem = error.errors()[0]
         raise LeverlabError(
@@ -136,7 +116,7 @@ def tokenizer_fields(folder: Path, vocab_size: int) -> dict[str, Value]:
     }
     if settings.get("pad_token") is not None:
         fields[Keys.Tokenizer.PAD_ID] = _special_id("pad_token", settings, ids, folder)
-    if template := _chat_template(folder, settings):
+    if template := chat_template(folder):
         fields[Keys.Tokenizer.CHAT_TEMPLATE] = template
     return fields
 
@@ -234,25 +214,3 @@ def _special_id(role: str, settings: Mapping[str, Any], ids: Mapping[str, tuple[
             f"{folder / 'tokenizer_config.json'}: {role} is {text!r}, which is no token of tokenizer.json; name one"
         )
     return ids[text][0]
-
-
-def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
-    """Return the chat template from wherever transformers has kept it over the years, newest place first."""
-    if (newest := folder / "chat_template.jinja").exists():
-        return read_text(newest)
-    where = folder / "tokenizer_config.json"
-    if (older := folder / "chat_template.json").exists():
-        where, settings = older, read_json(older)
-        if settings.get("chat_template") is None:
-            raise LeverlabError(f"{where} holds no chat_template; restore it, or remove the file")
-    template = settings.get("chat_template")
-    if template is None:
-        return None
-    if not isinstance(template, str):
-        raise LeverlabError(
-            f"{where}: chat_template is a {type(template).__name__}, and GGUF takes one text; "
-            "save the one to use as chat_template.jinja"
-        )
-    if any("\ud800" <= letter <= "\udfff" for letter in template):
-        raise LeverlabError(f"{where}: chat_template holds half a character (a lone surrogate); restore the file")
-    return template

@@ -13,11 +13,12 @@ from gguf import GGUFType, Keys, VisionProjectorType
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from leverlab.checkpoint_files import image_processor_keys, read_json
 from leverlab.errors import LeverlabError
 from leverlab.export.checkpoint import Arrangement, Expected, Part, check_layers, mapping, match, stored_tensors, unread
 from leverlab.export.images import ImageLimits
 from leverlab.export.text_part import Single, Size
-from leverlab.export.tokenizer_fields import Value, read_json
+from leverlab.export.tokenizer_fields import Value
 from leverlab.export.vision_geometry import MERGE, ROTARY_BASE, WINDOW
 
 ARCHITECTURE = "clip"
@@ -138,14 +139,7 @@ def _vision_config(config: dict[str, Any], where: Path) -> _VisionConfig:
 
 
 def _image_processor(folder: Path) -> _ImageProcessor:
-    where = folder / "processor_config.json"
-    if where.exists():
-        keys = mapping(read_json(where).get("image_processor"), "image_processor", where)
-    else:
-        where = folder / "preprocessor_config.json"
-        keys = read_json(where)
-    if "min_pixels" in keys and "max_pixels" in keys:  # older files
-        keys = {**keys, "size": {"shortest_edge": keys["min_pixels"], "longest_edge": keys["max_pixels"]}}
+    where, keys = image_processor_keys(folder)
     try:
         return _ImageProcessor.model_validate(keys)
     except ValidationError as error:

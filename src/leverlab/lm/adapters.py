@@ -19,6 +19,7 @@ from leverlab.lm.chat import Chat
 
 BASE_FILE = "base.json"  # beside an adapter: the digest of its base
 _MODULES = "all-linear"
+_PLAIN_TEXT = "Any text 1"
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ class Base:
 def load_base(source: str, dtype: str = "float32") -> Base:
     """Return the model of a folder or a hub id, in eval mode, in torch's `dtype`.
 
-    Raises `LeverlabError` when it is not there, is cut or damaged, or its tokenizer has no usable chat template.
+    Code that a checkpoint brings is not run. Raises `LeverlabError` when it is not there, is cut or damaged, or its
+    tokenizer has no usable chat template.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=getattr(torch, dtype), output_loading_info=True
+            source, dtype=getattr(torch, dtype), output_loading_info=True, trust_remote_code=False
         )
         model, info = loaded
     except Exception as error:  # three libraries raise errors of many kinds here
@@ -48,6 +50,12 @@ def load_base(source: str, dtype: str = "float32") -> Base:
             f"the base model '{source}' cannot be loaded ({type(error).__name__}: {problem}); it must be a hub id or a "
             "folder with config.json, the tokenizer's files and whole safetensors files"
         ) from None
+    ids = tokenizer(_PLAIN_TEXT, add_special_tokens=False)["input_ids"]
+    if str(tokenizer.decode(ids)).strip() != _PLAIN_TEXT:  # transformers makes an empty one where the files are missing
+        raise LeverlabError(
+            f"the tokenizer of '{source}' does not give '{_PLAIN_TEXT}' back, so files of it are missing; restore "
+            "tokenizer.json"
+        )
     problems = {name: sorted(map(str, info[name])) for name in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if wrong := {name: keys for name, keys in problems.items() if keys}:
         raise LeverlabError(f"the weights of '{source}' do not fit its config.json: {wrong}; get the checkpoint again")

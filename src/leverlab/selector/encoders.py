@@ -150,9 +150,9 @@ def compute_features_clip(
 def exact_on_cpu(module: nn.Module) -> Iterator[None]:
     """Let `module` compute in float64 where it is on a CPU; afterwards it has its dtype and its values again.
 
-    CPUs sum in different orders (AVX2, AVX-512, AMX), and bfloat16 and float32 sums differ by their last bits then. Sums
-    in float64 differ by 1e-16, so the float32 values that they are rounded to are the same, but for about one value in
-    1e8. A GPU keeps the dtype: no bytes are promised there.
+    CPUs sum in different orders (AVX2, AVX-512, AMX), so bfloat16 and float32 sums differ in their last bits. Sums in
+    float64 differ by 1e-16, and rounding to float32 gives the same value but for about one in 1e8. A GPU keeps the
+    dtype: no bytes are promised there.
     """
     parameter = next(module.parameters())
     dtype = parameter.dtype

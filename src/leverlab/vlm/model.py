@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import logging
+from transformers import AutoModelForImageTextToText
 
-import leverlab.vlm.processor  # noqa: F401 - registers the image-only processor with AutoProcessor
 from leverlab.errors import LeverlabError
+from leverlab.vlm.checkpoint import load_processor, one_line
+from leverlab.vlm.prompt import PromptFormat
 
+FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # of a hub repository; others hold the same weights again
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0}  # for `generate`: plain greedy, whatever a checkpoint prefers
 
@@ -46,36 +47,40 @@ def load_vlm(source: str, dtype: str, device: str = "auto") -> Vlm:
     """Return the frozen VLM in `source` (a local folder in the hub's format, or a hub id).
 
     `dtype` is 'float32' or 'bfloat16'; `device` 'auto' takes a GPU where there is one. Raises `LeverlabError` when the
-    checkpoint is missing, truncated or lacks a tensor.
+    checkpoint is missing, truncated, lacks a tensor or is of another family than Qwen2.5-VL.
     """
     if dtype not in DTYPES:
         raise LeverlabError(f"vlm.dtype = '{dtype}' is not known; use one of {sorted(DTYPES)}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    folder = checkpoint_folder(source)
+    processor = load_processor(folder)
     try:
-        processor = AutoProcessor.from_pretrained(source)
         model: Any
         report: Any
         model, report = AutoModelForImageTextToText.from_pretrained(  # type: ignore[misc]
-            source, dtype=DTYPES[dtype], attn_implementation="sdpa", output_loading_info=True
+            folder, dtype=DTYPES[dtype], attn_implementation="sdpa", output_loading_info=True
         )
     except Exception as error:  # the library raises OSError, SafetensorError, ValueError and more for a bad checkpoint
-        problem = " ".join(str(error).split())[:300]
         raise LeverlabError(
-            f"the VLM at '{source}' cannot be loaded ({problem}); vlm.source must be a hub id or a whole checkpoint "
-            "folder"
+            f"the VLM at '{source}' cannot be loaded ({one_line(error)}); vlm.source must be a hub id or a whole "
+            "checkpoint folder"
         ) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[kind]:
             raise LeverlabError(
                 f"the VLM at '{source}' has {kind.replace('_', ' ')} {sorted(report[kind])[:5]}; fetch it again"
             )
-    if not hasattr(processor, "image_processor"):
-        raise LeverlabError(f"the VLM at '{source}' has no image processor; add its preprocessor_config.json")
     model.requires_grad_(False)
-    return Vlm(model.to(device).eval(), processor, _digest(source, dtype, processor, model))
+    return Vlm(model.to(device).eval(), processor, _digest(source, folder, dtype, processor))
+
+
+def check_vlm(source: str) -> None:
+    """Raise `LeverlabError` when `load_vlm` or the prompts of its model would fail: all that shows without loading.
+
+    A hub id is fetched.
+    """
+    PromptFormat(load_processor(checkpoint_folder(source)))
 
 
 def checkpoint_folder(source: str) -> Path:
@@ -86,24 +91,22 @@ def checkpoint_folder(source: str) -> Path:
     if Path(source).is_dir():
         return Path(source)
     try:
-        return Path(snapshot_download(source))
+        return Path(snapshot_download(source, allow_patterns=FILES))
     except Exception as error:  # of the hub, of HTTP, of the disk
-        problem = " ".join(str(error).split())[:300]
         raise LeverlabError(
-            f"the checkpoint '{source}' cannot be fetched ({problem}); vlm.source must be a hub id or a whole "
+            f"the checkpoint '{source}' cannot be fetched ({one_line(error)}); vlm.source must be a hub id or a whole "
             "checkpoint folder"
         ) from error
 
 
-def _digest(source: str, dtype: str, processor: Any, model: Any) -> str:
+def _digest(source: str, folder: Path, dtype: str, processor: Any) -> str:
     """Return a digest of the weight files (the hub's revision for a hub id), the dtype and the chat template."""
     sha = hashlib.sha256(f"{dtype}\n{processor.chat_template}\n".encode())
-    folder = Path(source)
-    if not folder.is_dir():
-        sha.update(f"{source} {getattr(model.config, '_commit_hash', None)}".encode())
+    if not Path(source).is_dir():
+        sha.update(f"{source} {folder.name}".encode())  # the hub's snapshots are named by their commit
         return sha.hexdigest()
     for path in sorted(folder.iterdir()):
-        if path.suffix in {".safetensors", ".json"}:
+        if path.suffix in {".safetensors", ".json"} or path.name == "merges.txt":
             sha.update(path.name.encode())
             with path.open("rb") as file:
                 sha.update(hashlib.file_digest(file, "sha256").digest())
