@@ -14,14 +14,19 @@ _TURN = re.compile(
 class Turn:
     """A turn of the policy, read strictly.
 
-    ask, final: what stands between their tags; both are None in a turn that does not parse, one of them else.
-    thought: whether a think part with something in it comes before, opened and closed once.
+    ask, final: what is between their tags. Exactly one is set when the turn parses, none otherwise.
+    think: what the think part before it says, opened and closed once; empty when there is none.
     """
 
     text: str
-    ask: str | None
-    final: str | None
-    thought: bool
+    ask: str | None = None
+    final: str | None = None
+    think: str = ""
+
+    @property
+    def thought(self) -> bool:
+        """Whether there is a think part with something in it."""
+        return bool(self.think)
 
     @property
     def parses(self) -> bool:
@@ -36,11 +41,11 @@ def parse_turn(text: str) -> Turn:
     """
     match = _TURN.fullmatch(text)
     if match is None or any(_TAG.search(part or "") for part in match.group("think", "said")):
-        return Turn(text, None, None, False)
-    act, said, think = match["act"], " ".join(match["said"].split()), match["think"]
+        return Turn(text)
+    act, said, think = match["act"], " ".join(match["said"].split()), (match["think"] or "").strip()
     if not said:
-        return Turn(text, None, None, False)
-    return Turn(text, said if act == "ask" else None, said if act == "final" else None, bool(think and think.strip()))
+        return Turn(text)
+    return Turn(text, said if act == "ask" else None, said if act == "final" else None, think)
 
 
 def compose_turn(think: str, act: str, said: str) -> str:
