@@ -506,29 +506,29 @@ def sections(config: Any) -> None:
     config["text_config"]["rope_parameters"]["mrope_section"] = [8, 4, 4]
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        pytest.param({"edit": exchange(1, 2)}, id="vision keys and values swapped"),
-        pytest.param({"edit": exchange(0, 1)}, id="vision queries and keys swapped"),
-        pytest.param({"edit": without_second_frame}, id="second temporal kernel lost"),
-        pytest.param(
-            {
-                "file": "processor_config.json",
-                "change": lambda keys: keys["image_processor"].update(image_mean=[0.5] * 3, image_std=[0.5] * 3),
-            },
-            id="mean and deviation of another processor",
-        ),
-        pytest.param(
-            {
-                "file": "processor_config.json",
-                "change": lambda keys: keys["image_processor"]["image_mean"].reverse(),
-            },
-            id="mean of blue, green, red",
-        ),
-        pytest.param({"file": "config.json", "change": sections}, id="rope sections"),
-    ],
-)
+DAMAGES = [
+    pytest.param({"edit": exchange(1, 2)}, id="vision keys and values swapped"),
+    pytest.param({"edit": exchange(0, 1)}, id="vision queries and keys swapped"),
+    pytest.param({"edit": without_second_frame}, id="second temporal kernel lost"),
+    pytest.param(
+        {
+            "file": "processor_config.json",
+            "change": lambda keys: keys["image_processor"].update(image_mean=[0.5] * 3, image_std=[0.5] * 3),
+        },
+        id="mean and deviation of another processor",
+    ),
+    pytest.param(
+        {
+            "file": "processor_config.json",
+            "change": lambda keys: keys["image_processor"]["image_mean"].reverse(),
+        },
+        id="mean of blue, green, red",
+    ),
+    pytest.param({"file": "config.json", "change": sections}, id="rope sections"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_broken_export_fails_the_gate(measure: Measure, tmp_path: Path, damage: dict[str, Any]) -> None:
     """Everything else looks well: as many tokens, all of them numbers."""
     found = measure(broken(tmp_path / "broken", **damage), "f16")["all"]

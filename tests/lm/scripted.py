@@ -50,8 +50,8 @@ def dialogue(asked: Question, turns: Sequence[str], most: int = 4) -> Dialogue:
 
 
 def ask(slot: str) -> str:
-    return f"<think>{slot} ?</think><ask>{slot}</ask>"
+    return f"<think>Bo ?</think><ask>{slot}</ask>"
 
 
 def final(answer: str) -> str:
-    return f"<think>{answer}</think><final>{answer}</final>"
+    return f"<think>Bo</think><final>{answer}</final>"

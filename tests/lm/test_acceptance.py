@@ -42,6 +42,7 @@ def many(of_a: float, questions: int = 40) -> pd.DataFrame:
     columns = ["seed", "policy", "question", "needs_ask", "success", "asked", "turns"]
     rest: dict[str, Any] = {"split": "test", "temperature": 0.0, "family": "f", "kind": "k", "spam": False}
     rest |= {"asked_needed": False, "asks": 0, "redundant_asks": 0, "parses": True, "thought": True}
+    rest |= {"grounded_thoughts": True}
     return pd.DataFrame(rows, columns=columns).assign(**rest)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from leverlab.lm.dialogues import NOT_UNDERSTOOD, plain_answer, reply, terms, verified_reward
+from leverlab.lm.dialogues import NOT_UNDERSTOOD, reply, terms, verified_reward
 from leverlab.lm.questions import UNKNOWN
 from tests.lm.scripted import TOLD, ask, dialogue, final, question
 
@@ -102,10 +102,45 @@ def test_a_fact_may_be_asked_for_under_another_name() -> None:
 
 
 @pytest.mark.parametrize(
+    "thought", ["#", "...", "?!", "", "think", "final", "the of it", "hmm hmm hmm", "lorem ipsum dolor", "# Lima #b"]
+)
+def test_a_thought_that_says_nothing_earns_nothing(thought: str) -> None:
+    """In either turn. A word of the question beside other words is no thought about it either."""
+    empty = f"<think>{thought}</think><final>Oslo</final>"
+    assert worth([empty], **TOLD) == pytest.approx(0.9)
+    assert worth([ask("home"), empty]) == pytest.approx(0.9)
+    assert worth([empty.replace("<final>Oslo</final>", "<ask>home</ask>"), final("Oslo")]) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("thought", ["Ana Lima Bo ?", "ana lima", "Bo", "a friend of ANA", "Bo Oslo so Oslo"])
+def test_a_thought_about_what_was_told_is_paid(thought: str) -> None:
+    assert worth([f"<think>{thought}</think><final>Oslo</final>"], **TOLD) == pytest.approx(
+        1.0 if "Oslo" not in thought else 0.9
+    )
+    assert worth([ask("home"), f"<think>{thought}</think><final>Oslo</final>"]) == pytest.approx(1.0)
+
+
+def test_what_a_thought_may_say() -> None:
+    """What was told before the turn, a slot that the user has a reply for (before an ask), and that nobody knows once
+    the user said so."""
+    unhelpful = {"answer": UNKNOWN, "replies": {"home": "I do not know ."}, "user": "unhelpful"}
+    not_known = f"<think>not known</think><final>{UNKNOWN}</final>"
+    assert dialogue(question(**unhelpful), [ask("home"), not_known]).grounded_thoughts == (True, True)
+    assert dialogue(question(), [ask("home"), not_known]).grounded_thoughts == (True, False)
+    named = "<think>{0} ?</think><ask>{0}</ask>"
+    assert dialogue(question(), [named.format("home"), final("Oslo")]).grounded_thoughts == (True, True)
+    assert dialogue(question(), [named.format("weather"), final("Oslo")]).grounded_thoughts == (False, True)
+    slot_in_answer = "<think>home</think><final>Oslo</final>"
+    assert dialogue(question(text="Ana Lima ?"), [ask("home"), slot_in_answer]).grounded_thoughts == (False, False)
+    told_later = ["<think>Oslo ?</think><ask>home</ask>", "<think>Oslo</think><final>Oslo</final>"]
+    assert dialogue(question(), told_later).grounded_thoughts == (False, True)
+    decomposed = "<think>cafe\u0301</think><final>x</final>"
+    assert dialogue(question(text="caf\u00e9 Ana ?"), [decomposed]).grounded_thoughts == (True,)
+
+
+@pytest.mark.parametrize(
     ("said", "same"),
     [("the Oslo", True), (" OSLO .", True), ("Oslo city", False), ("os lo", False)],
 )
 def test_how_answers_are_compared(said: str, same: bool) -> None:
     assert dialogue(question(**TOLD), [final(said)]).success == same
-    assert (plain_answer("$1,234.50") == plain_answer("1234.50")) is True
-    assert plain_answer("1,23") != plain_answer("123")

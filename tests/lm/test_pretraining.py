@@ -146,7 +146,7 @@ def test_acts_do_not_count() -> None:
     row = dialogue_tokens(CHAT, asked.text, [ask("home"), final("Oslo")], ["Bo Oslo"])
     ids, counts = without_acts(CHAT, row)
     kept = CHAT.tokenizer.decode([token for token, counted in zip(ids, counts, strict=True) if counted])
-    assert kept == "<think>home ?</think><think>Oslo</think>Oslo</final><|im_end|>"
+    assert kept == "<think>Bo ?</think><think>Bo</think>Oslo</final><|im_end|>"
 
 
 def test_what_is_read_without_a_slip() -> None:

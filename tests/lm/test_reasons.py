@@ -12,7 +12,7 @@ from tests.lm.scripted import TOLD, ask, dialogue, final, question
 
 TRAP = {"needs_ask": False, "kind": "trap"}
 UNHELPFUL = {"answer": UNKNOWN, "replies": {"home": "I do not know ."}, "user": "unhelpful"}
-GOOD = {"parses": "every turn parses", "thought": "every turn thinks first"}
+GOOD = {"parses": "every turn parses", "thought": "every turn has a grounded thought"}
 
 
 @pytest.mark.parametrize(
@@ -71,11 +71,21 @@ def test_turns_that_are_not_well_formed() -> None:
     found = reasons(dialogue(question(), ["<ask>home</ask>", ask("friend"), "Oslo"]))
     assert found["correct"] == "there is no final answer, as the last turn does not parse; it should be Oslo"
     assert found["parses"] == "turn 3 does not parse"
-    assert found["thought"] == "turns 1, 3 do not think first"
+    assert found["thought"] == "turns 1, 3 do not have a grounded thought"
+
+
+def test_a_thought_that_says_nothing_is_named() -> None:
+    found = reasons(dialogue(question(), [ask("home"), "<think>#</think><final>Oslo</final>"]))
+    assert (found["parses"], found["thought"]) == (GOOD["parses"], "turn 2 does not have a grounded thought")
+
+
+def test_unknown_before_any_ask_is_named_however_it_is_written() -> None:
+    found = reasons(dialogue(question(**UNHELPFUL), [final("Unknown .")]))
+    assert found["correct"] == "the answer is Unknown ., as it should be, but 'home' was never asked for"
 
 
 def test_a_dialogue_that_was_cut_and_one_without_turns() -> None:
-    cut = reasons(Dialogue(question(), (Turn("<think>a", None, None, False),), (), "cut"))
+    cut = reasons(Dialogue(question(), (Turn("<think>a"),), (), "cut"))
     assert cut["correct"] == "there is no final answer, as the last turn was cut at its limit; it should be Oslo"
     empty = reasons(Dialogue(question(), (), (), "unparsed"))
     assert (empty["parses"], empty["thought"]) == ("there is no turn", "there is no turn")

@@ -25,6 +25,7 @@ from tests.lm.evaluated import (
     BARE_WRONG,
     BY_ID,
     DIRECT,
+    EMPTY_THOUGHT,
     NEEDLESS,
     OTHER_FIRST,
     OTHER_FIRST_WRONG,
@@ -39,7 +40,19 @@ from tests.lm.evaluated import (
 
 COLUMNS = [
     *("split", "policy", "seed", "temperature", "question", "family", "kind", "needs_ask", "success", "asked"),
-    *("asked_needed", "asks", "redundant_asks", "turns", "parses", "thought", "spam", "end", "tokens", "confidence"),
+    *(
+        "asked_needed",
+        "asks",
+        "redundant_asks",
+        "turns",
+        "parses",
+        "thought",
+        "grounded_thoughts",
+        "spam",
+        "end",
+        "tokens",
+        "confidence",
+    ),
 ]
 
 
@@ -59,7 +72,7 @@ def test_outcomes_by_hand() -> None:
     assert len(found) == 4 * 8 + 4 * 4
     row = greedy("sft").query("seed == 0 and question == 'q1'").iloc[0]
     expected = ["test", "sft", 0, 0.0, "q1", "multihop", "asked", True, False, True]
-    expected += [False, 2, 2, 3, True, True, True, "final", 7, 0.5]
+    expected += [False, 2, 2, 3, True, True, True, True, "final", 7, 0.5]
     assert row.tolist() == expected
 
 
@@ -80,7 +93,7 @@ def test_figures_by_hand() -> None:
     """sft, 8 dialogues, 4 of them on questions that need an ask.
 
     success 6/8; need_success 2/4 (q2 of seed 0, q1 of seed 1); over_clarification 3/4; over_all 3/8; asks 5 + 3, of
-    which 4 + 2 needless: precision 2/8; recall 2/4; turns (9 + 7)/8; format 7/8; spam 1/8.
+    which 4 + 2 needless: precision 2/8; recall 2/4; turns (9 + 7)/8; format and grounded thoughts 7/8; spam 1/8.
     """
     assert figures(greedy("sft")) == {
         "success": 0.75,
@@ -89,6 +102,7 @@ def test_figures_by_hand() -> None:
         "over_all": 0.375,
         "ask_recall": 0.5,
         "format": 0.875,
+        "grounded_thoughts": 0.875,
         "spam": 0.125,
         "ask_precision": 0.25,
         "redundant_asks": 0.75,
@@ -110,9 +124,11 @@ def test_figures_that_have_nothing_to_be_a_share_of() -> None:
 def test_figures_against_a_loop() -> None:
     """Random dialogues, counted one by one."""
     rng = random.Random(0)
-    pool = [ASK, DIRECT, WRONG, BARE_WRONG, OTHER_FIRST, NEEDLESS, SPAM, UNPARSED]
+    pool = [ASK, DIRECT, WRONG, BARE_WRONG, EMPTY_THOUGHT, OTHER_FIRST, NEEDLESS, SPAM, UNPARSED]
     said = [record(name, rng.choice(pool), "sft", seed, 0.0) for seed in range(25) for name in ("q1", "q2", "q3", "q4")]
-    total = dict.fromkeys(("needed", "success", "need_success", "over", "asks", "right", "well", "spam", "turns"), 0)
+    total = dict.fromkeys(
+        ("needed", "success", "need_success", "over", "asks", "right", "well", "grounded", "spam", "turns"), 0
+    )
     for one in said:
         dialogue = one.dialogue(BY_ID[one.question])
         worth = terms(dialogue)
@@ -123,7 +139,8 @@ def test_figures_against_a_loop() -> None:
         total["over"] += bool(dialogue.asks) and not needed
         total["asks"] += len(dialogue.asks)
         total["right"] += needed and "home" in dialogue.asks
-        total["well"] += worth.parses == worth.thought == 1.0
+        total["well"] += all(turn.parses and turn.thought for turn in dialogue.turns)
+        total["grounded"] += worth.thought == 1.0
         total["spam"] += dialogue.spam
         total["turns"] += len(dialogue.turns)
     found = figures(outcomes(said, {"test": QUESTIONS["test"]}))
@@ -135,6 +152,7 @@ def test_figures_against_a_loop() -> None:
             "over_all": total["over"] / 100,
             "ask_recall": total["right"] / total["needed"],
             "format": total["well"] / 100,
+            "grounded_thoughts": total["grounded"] / 100,
             "spam": total["spam"] / 100,
             "ask_precision": total["right"] / total["asks"],
             "redundant_asks": (total["asks"] - total["right"]) / 100,
@@ -193,7 +211,8 @@ def test_the_order_of_records_and_rows_does_not_matter() -> None:
         ("q1", OTHER_FIRST, OTHER_FIRST_WRONG, {"success", "need_success"}),
         ("q4", DIRECT, WRONG, {"success"}),
         ("q3", NEEDLESS, DIRECT, {"over_clarification", "over_all", "ask_precision", "redundant_asks", "turns"}),
-        ("q2", BARE_WRONG, WRONG, {"format"}),
+        ("q2", BARE_WRONG, WRONG, {"format", "grounded_thoughts"}),
+        ("q2", BARE_WRONG, EMPTY_THOUGHT, {"format"}),
     ],
 )
 def test_one_dialogue_moves_what_it_should(name: str, before: list[str], after: list[str], moves: set[str]) -> None:

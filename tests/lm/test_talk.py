@@ -112,10 +112,10 @@ def test_a_dialogue_in_which_the_simulated_user_replies(say: Say) -> None:
     lines = shown.splitlines()
     start = next(n for n, line in enumerate(lines) if line.endswith(f"question home: {HOME.text}"))
     assert lines[start + 1 : start + 8] == [
-        "grpo thinks: home ?",
+        "grpo thinks: Bo ?",
         "grpo asks: home",
         "reply [Bo Oslo]: user: Bo Oslo",
-        "grpo thinks: Oslo",
+        "grpo thinks: Bo",
         "grpo answers: Oslo",
         "the dialogue ends with an answer; asks: 1",
         "success",
@@ -123,7 +123,7 @@ def test_a_dialogue_in_which_the_simulated_user_replies(say: Say) -> None:
     assert rows(shown) == {
         "correct": ["1", "0.8", "0.80", "the answer is Oslo, as it should be"],
         "parses": ["1", "0.1", "0.10", "every turn parses"],
-        "thought": ["1", "0.1", "0.10", "every turn thinks first"],
+        "thought": ["1", "0.1", "0.10", "every turn has a grounded thought"],
         "needless": ["0", "-0.05", "0.00", "asked for just what is missing"],
         "total": ["", "", "1.00", "at alpha 0.05"],
     }

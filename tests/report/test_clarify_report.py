@@ -279,7 +279,7 @@ def text(value: float, sign: bool = False) -> str:
 
 
 def test_the_main_table_is_that_of_the_dialogues(built: tuple[Path, str]) -> None:
-    rows = [row for row in Page(built[1]).rows["policies"] if len(row) == 11]
+    rows = [row for row in Page(built[1]).rows["policies"] if len(row) == 12]
     assert len(rows) == 2 * 5
     for temperature, part in ((0.0, rows[1:5]), (1.0, rows[6:])):
         assert [row[0] for row in part] == list(POLICIES.values())
@@ -295,7 +295,8 @@ def test_the_main_table_is_that_of_the_dialogues(built: tuple[Path, str]) -> Non
                 4: share([one.success for one in found]),
                 6: needed / sum(one.question.needs_ask for one in found),
                 9: share([all(turn.parses and turn.thought for turn in one.turns) for one in found]),
-                10: share([one.spam for one in found]),
+                10: share([all(one.grounded_thoughts) for one in found]),
+                11: share([one.spam for one in found]),
             }.items():
                 assert re.match(rf"{text(value)}\[\d+\.\d, \d+\.\d\]$", row[place]), (policy, place, row[place], value)
             assert row[5] == text(needed / asks)

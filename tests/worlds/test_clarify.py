@@ -122,7 +122,8 @@ def test_the_teacher_is_right_but_for_its_habits(test_split: list[Question]) -> 
     guessed: dict[tuple[str, int], list[bool]] = {}
     for question in train:
         said = dialogue(question, teach(question, HABITS, rng)[0])
-        assert all(turn.parses and turn.thought for turn in said.turns)
+        assert all(turn.parses for turn in said.turns)
+        assert all(said.grounded_thoughts)
         assert list(said.replies) == teach_replies(question, said.asks)
         if question.needs_ask:
             guessed.setdefault((question.family, question.wording), []).append(not said.asks)

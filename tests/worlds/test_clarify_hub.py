@@ -529,6 +529,7 @@ def test_a_teacher_answers_all(family: Family) -> None:
         turns, replies = teach(question, habits, rng)
         said = dialogue(question, turns)
         assert said.success
+        assert all(said.grounded_thoughts)
         assert list(said.replies) == replies
         assert question.slot in said.asks or not question.needs_ask
 

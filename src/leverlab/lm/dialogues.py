@@ -1,10 +1,11 @@
 """Dialogues between a policy and a simulated user, and what they are worth."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
+from leverlab.lm.answers import plain_answer
 from leverlab.lm.questions import UNKNOWN, Question
+from leverlab.lm.thoughts import grounded_thought
 from leverlab.lm.turns import Turn
 
 End = Literal["final", "unparsed", "cut", "turns"]  # answered; not a turn; a turn too long; asked in the last turn
@@ -40,6 +41,16 @@ class Dialogue:
         return self.question.answer != UNKNOWN or self.asked_needed
 
     @property
+    def grounded_thoughts(self) -> tuple[bool, ...]:
+        """Whether the thought of each turn is grounded (`grounded_thought`) in what the policy was told before it; one
+        before an ask may also name a slot that the user has a reply for."""
+        question, grounded = self.question, []
+        for number, turn in enumerate(self.turns):
+            slots = question.replies if turn.ask is not None else ()
+            grounded.append(grounded_thought(turn.think, question.text, self.replies[:number], slots))
+        return tuple(grounded)
+
+    @property
     def spam(self) -> bool:
         """Whether it holds more than `SPAM_ASKS` asks, or the same one twice."""
         return len(self.asks) > SPAM_ASKS or len(set(self.asks)) < len(self.asks)
@@ -58,13 +69,6 @@ class Dialogue:
         return len(self.asks) - self.asked_needed
 
 
-def plain_answer(text: str) -> str:
-    """Return an answer as it is compared: case, spaces, an article before it, the point after it, a currency sign and
-    commas in numbers do not matter."""
-    words = " ".join(text.lower().split()).strip(" .$").removeprefix("the ").removeprefix("a ").removeprefix("an ")
-    return re.sub(r"(?<=\d),(?=\d{3}\b)", "", words)
-
-
 def reply(question: Question, ask: str) -> str:
     """Return what the user says when asked for `ask`: a pure function of the question."""
     return question.replies.get(ask, NOT_UNDERSTOOD)
@@ -72,7 +76,11 @@ def reply(question: Question, ask: str) -> str:
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of the verified reward of one dialogue: 0 or 1, and the number of asks that cost."""
+    """The terms of the verified reward of one dialogue.
+
+    correct: the final answer is right. parses: every turn does. thought: every turn has a grounded thought. Each is 0
+    or 1. needless: asks that cost, 0 to `COSTLY_ASKS`.
+    """
 
     correct: float
     parses: float
@@ -89,7 +97,7 @@ def terms(dialogue: Dialogue) -> Terms:
     return Terms(
         correct=float(dialogue.success),
         parses=float(bool(turns) and all(turn.parses for turn in turns)),
-        thought=float(bool(turns) and all(turn.thought for turn in turns)),
+        thought=float(bool(turns) and all(dialogue.grounded_thoughts)),
         needless=float(min(dialogue.needless_asks, COSTLY_ASKS)),
     )
 

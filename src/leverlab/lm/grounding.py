@@ -1,17 +1,11 @@
 """Whether the final answer of a dialogue has a footing in what the policy was told, whatever the right answer is."""
 
-import re
-
 from leverlab.lm.dialogues import Dialogue
 from leverlab.lm.questions import UNKNOWN
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
-
+from leverlab.lm.thoughts import words
 
 _NUMBERS = frozenset(
-    _words(
+    words(
         "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
         "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million"
     )
@@ -25,8 +19,8 @@ def grounded(dialogue: Dialogue) -> bool:
     Every word of it must stand in the question's text or in a reply, or be a number (it may have been computed), or the
     whole of it be yes, no or unknown. Case and punctuation do not matter. Without a final answer nothing is grounded.
     """
-    said = _words(dialogue.final or "")
-    told = _NUMBERS.union(_words(dialogue.question.text), *map(_words, dialogue.replies))
+    said = words(dialogue.final or "")
+    told = _NUMBERS.union(words(dialogue.question.text), *map(words, dialogue.replies))
     free = len(said) == 1 and said[0] in _FREE
     return free or (bool(said) and all(word in told or word.isdigit() for word in said))
 

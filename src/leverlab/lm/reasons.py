@@ -1,5 +1,8 @@
 """Why the verified reward of a dialogue is what it is: a sentence for each of its terms, for people who read files."""
 
+from collections.abc import Sequence
+
+from leverlab.lm.answers import plain_answer
 from leverlab.lm.dialogues import Dialogue
 from leverlab.lm.questions import UNKNOWN
 
@@ -10,7 +13,7 @@ def reasons(dialogue: Dialogue) -> dict[str, str]:
     return {
         "correct": _correct(dialogue),
         "parses": _turns([turn.parses for turn in turns], "parses", "parse"),
-        "thought": _turns([turn.thought for turn in turns], "thinks first", "think first"),
+        "thought": _turns(dialogue.grounded_thoughts, "has a grounded thought", "have a grounded thought"),
         "needless": _needless(dialogue),
     }
 
@@ -26,12 +29,12 @@ def _correct(dialogue: Dialogue) -> str:
         return f"there is no final answer, as {why}; it should be {question.answer}"
     if dialogue.success:
         return f"the answer is {final}, as it should be"
-    if final.lower() == question.answer.lower() == UNKNOWN:
+    if plain_answer(final) == question.answer == UNKNOWN:
         return f"the answer is {final}, as it should be, but '{question.slot}' was never asked for"
     return f"the answer is {final}; it should be {question.answer}"
 
 
-def _turns(held: list[bool], yes: str, no: str) -> str:
+def _turns(held: Sequence[bool], yes: str, no: str) -> str:
     if not held:
         return "there is no turn"
     failed = [str(number) for number, holds in enumerate(held, 1) if not holds]

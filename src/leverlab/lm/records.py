@@ -46,7 +46,7 @@ class DialogueRecord(BaseModel):
             raise LeverlabError(f"the dialogue is on question '{self.question}', not on '{question.id}'")
         turns = [parse_turn(text) for text in self.turns]
         if self.end == "cut":  # a turn that did not end says nothing, whatever it holds
-            turns[-1] = Turn(self.turns[-1], None, None, False)
+            turns[-1] = Turn(self.turns[-1])
         return Dialogue(question, tuple(turns), tuple(self.replies), self.end)
 
 

@@ -191,7 +191,7 @@ class Growing:
     def _close(self, end: End | None) -> Turn:
         turn = parse_turn(self.chat.text(self.said))
         if end == "cut":  # a turn that did not end says nothing, whatever it holds
-            turn = Turn(turn.text, None, None, False)
+            turn = Turn(turn.text)
         self.turns.append(turn)
         self.said, self.end = [], end
         return turn

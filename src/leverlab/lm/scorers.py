@@ -7,7 +7,6 @@ tells by its spread where the scorer is not sure.
 Axes: N dialogues, F features in the order of `FEATURES`, M members of an ensemble.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -15,9 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import nnls
 
 from leverlab.errors import LeverlabError
+from leverlab.lm.answers import plain_answer
 from leverlab.lm.dialogues import COSTLY_ASKS, Dialogue
 from leverlab.lm.grounding import grounded
 from leverlab.lm.questions import UNKNOWN
+from leverlab.lm.thoughts import nobody_knows
 
 Array = NDArray[np.float64]
 
@@ -37,9 +38,6 @@ PRIOR: Mapping[str, float] = {
 FEATURES = tuple(PRIOR)
 
 
-_NOT_KNOWN = re.compile(r"\b(?:do not|don't|does not|doesn't) know\b", re.IGNORECASE)
-
-
 def features(dialogue: Dialogue, confidence: float) -> dict[str, float]:
     """Return the features of a finished dialogue, in the order of `FEATURES`, each in [0, 1]; `PRIOR` explains them.
 
@@ -52,8 +50,8 @@ def features(dialogue: Dialogue, confidence: float) -> dict[str, float]:
             "probability in [0, 1]"
         )
     turns, asks, final = dialogue.turns, dialogue.asks, dialogue.final
-    thought = turns[-1].text.partition("</think>")[0] if turns and turns[-1].thought else "?"
-    nobody_knows = bool(dialogue.replies) and _NOT_KNOWN.search(dialogue.replies[-1]) is not None
+    thought = turns[-1].think if turns and turns[-1].thought else "?"
+    untold = bool(dialogue.replies) and nobody_knows(dialogue.replies[-1])
     found = {
         "parses": bool(turns) and all(turn.parses for turn in turns),
         "thought": bool(turns) and all(turn.thought for turn in turns),
@@ -63,7 +61,7 @@ def features(dialogue: Dialogue, confidence: float) -> dict[str, float]:
         "frugal": 1 - min(max(len(asks) - 1, 0), COSTLY_ASKS) / COSTLY_ASKS,
         "unrepeated": len(set(asks)) == len(asks),
         "grounded": grounded(dialogue),
-        "candid": final is not None and (final.lower() == UNKNOWN) == nobody_knows,
+        "candid": final is not None and (plain_answer(final) == UNKNOWN) == untold,
         "confidence": confidence,
     }
     return {name: float(found[name]) for name in FEATURES}

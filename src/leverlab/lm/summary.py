@@ -14,7 +14,16 @@ from leverlab.lm.questions import Question
 from leverlab.lm.records import DialogueRecord
 
 POLICIES = ("sft", "rce", "grpo", "dpo")
-PROPORTIONS = ("success", "need_success", "over_clarification", "over_all", "ask_recall", "format", "spam")
+PROPORTIONS = (
+    "success",
+    "need_success",
+    "over_clarification",
+    "over_all",
+    "ask_recall",
+    "format",
+    "grounded_thoughts",
+    "spam",
+)
 ALL_SEEDS = "all"  # in the column `seed` of tables
 DIGITS = 6  # after the point, of figures in files
 _SHOWN = 5  # offenders that an error names
@@ -25,7 +34,7 @@ def outcomes(records: Iterable[DialogueRecord], questions_by_split: Mapping[str,
 
     Columns: split, policy, seed, temperature, question (its id), family, kind, needs_ask, success, asked (for
     anything), asked_needed (for the fact that is needed), asks, redundant_asks (all but the first for that fact),
-    turns, parses and thought (every turn does), spam, end, tokens, confidence.
+    turns, parses and thought (every turn does), grounded_thoughts (every turn has one), spam, end, tokens, confidence.
 
     Every policy and seed must have the same temperatures and splits, and one dialogue on every question of each.
     Raises `LeverlabError` naming the first that are missing, stand twice, or are on unknown questions or of unknown
@@ -45,7 +54,8 @@ def counted(outcomes: pd.DataFrame, measure: str) -> pd.DataFrame:
     success: the final answer is right. need_success: the same on questions that need an ask. over_clarification: asked
     on a question that needs no ask. over_all: the same among all questions (the convention of the predecessor).
     ask_recall: on questions that need an ask, the needed fact was asked for. format: every turn parses and thinks
-    first. spam: more than 3 asks, or the same twice.
+    first. grounded_thoughts: every turn has a thought about what the policy was told (`Dialogue.grounded_thoughts`), as
+    the reward's term `thought` pays it. spam: more than 3 asks, or the same twice.
     """
     needed = outcomes["needs_ask"]
     every = pd.Series(True, index=outcomes.index)
@@ -56,6 +66,7 @@ def counted(outcomes: pd.DataFrame, measure: str) -> pd.DataFrame:
         "over_all": (every, outcomes["asked"] & ~needed),
         "ask_recall": (needed, outcomes["asked_needed"]),
         "format": (every, outcomes["parses"] & outcomes["thought"]),
+        "grounded_thoughts": (every, outcomes["grounded_thoughts"]),
         "spam": (every, outcomes["spam"]),
         "turns": (every, outcomes["turns"]),
     }[measure]
@@ -70,7 +81,8 @@ def matrix(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 def figures(outcomes: pd.DataFrame) -> dict[str, float]:
     """Return the figures of dialogues: `PROPORTIONS`, ask_precision, redundant_asks and turns.
 
-    ask_precision: of all asks, those that were the first for a needed fact. redundant_asks, turns: per dialogue.
+    ask_precision: asks that were needed / all asks, over all dialogues together. The first ask for a fact that its
+    question needs was needed; `Dialogue.needless_asks` counts the others. redundant_asks, turns: per dialogue.
     What has nothing to be a share of (need_success when no question needs an ask, ask_precision when nobody asked) is
     NaN.
     """
@@ -210,6 +222,7 @@ def _outcome(record: DialogueRecord, split: str, question: Question) -> dict[str
         "turns": len(dialogue.turns),
         "parses": all(turn.parses for turn in dialogue.turns),
         "thought": all(turn.thought for turn in dialogue.turns),
+        "grounded_thoughts": all(dialogue.grounded_thoughts),
         "spam": dialogue.spam,
         "end": record.end,
         "tokens": record.tokens,

@@ -123,9 +123,8 @@ def parts(turn: Turn) -> list[tuple[str, str]]:
     """Return what is in a turn as pairs of a verb and words; one that does not parse is one part, as it stands."""
     if not turn.parses:
         return [("says", turn.text)]
-    think = turn.text.rpartition("</think>")[0].strip().removeprefix("<think>").strip()
     act = ("answers", turn.final) if turn.ask is None else ("asks", turn.ask)
-    return [(verb, words) for verb, words in (("thinks", think), act) if words]
+    return [(verb, words) for verb, words in (("thinks", turn.think), act) if words]
 
 
 def reward_table(dialogue: Dialogue, alpha: float) -> Table:

@@ -17,15 +17,20 @@ _TURN = re.compile(
 class Turn:
     """A turn of the policy, read strictly.
 
-    text: as it was said. ask, final: what is between their tags, in the form of `leverlab.texts`; exactly one is set
-    in a turn that parses, and none in another.
-    thought: whether a think part with something in it comes before, opened and closed once.
+    text: as it was said. ask, final: what is between their tags, in the form of `leverlab.texts`. Exactly one is set when
+    the turn parses, none otherwise.
+    think: what the think part before it says, opened and closed once; empty when there is none.
     """
 
     text: str
-    ask: str | None
-    final: str | None
-    thought: bool
+    ask: str | None = None
+    final: str | None = None
+    think: str = ""
+
+    @property
+    def thought(self) -> bool:
+        """Whether there is a think part with something in it."""
+        return bool(self.think)
 
     @property
     def parses(self) -> bool:
@@ -40,11 +45,12 @@ def parse_turn(text: str) -> Turn:
     """
     match = _TURN.fullmatch(text)
     if match is None or any(_TAG.search(part or "") for part in match.group("think", "said")):
-        return Turn(text, None, None, False)
-    act, said, think = match["act"], normalised(" ".join(match["said"].split())), match["think"]
+        return Turn(text)
+    act, said = match["act"], normalised(" ".join(match["said"].split()))
+    think = normalised(match["think"] or "").strip()
     if not said:
-        return Turn(text, None, None, False)
-    return Turn(text, said if act == "ask" else None, said if act == "final" else None, bool(think and think.strip()))
+        return Turn(text)
+    return Turn(text, said if act == "ask" else None, said if act == "final" else None, think)
 
 
 def tag_in(text: str) -> str | None:

@@ -24,6 +24,7 @@ HEADS = {
     "redundant_asks": "redundant asks",
     "turns": "turns",
     "format": "format (%)",
+    "grounded_thoughts": "grounded thoughts (%)",
     "spam": "ask spam (%)",
 }
 SHORT = ("need_success", "over_clarification", "success", "turns")

@@ -100,7 +100,7 @@ class Decoder:
             key, value = (part.repeat_interleave(heads // key.shape[1], dim=1) for part in (key, value))
         if query.is_cuda:
             mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias[:, None])
-        else:  # for short rows the plain product is twice as fast on a CPU as the fused kernel
+        else:  # on a CPU the plain product is faster for short rows than the fused kernel
             scores = torch.matmul(query, key.transpose(-1, -2)).mul_(width**-0.5).add_(bias[:, None])
             mixed = torch.matmul(torch.softmax(scores, dim=-1), value)
         return mixed.transpose(1, 2).reshape(rows, queries, heads * width)
