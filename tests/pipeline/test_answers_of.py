@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from leverlab.config.base import read_yaml
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.summary import ANSWER_SCHEMA
 from leverlab.pipeline.answers_of import Run, read_run
@@ -260,6 +261,26 @@ def test_params_edited_since_the_run_are_told(root: Path) -> None:
         "params.yaml of 'workspace' says data.seed = 7, but its answers were computed with 1: run dvc repro",
         "params.yaml of 'workspace' says grpo.lr = nothing, but its answers were computed with 5e-05: run dvc repro",
     )
+
+
+def test_what_the_lock_says_of_other_seeds_and_former_stages_does_not_count(root: Path) -> None:
+    """Entries that DVC leaves in dvc.lock: `grpo@2` of a run with more seeds, `pretrain` of an earlier dvc.yaml.
+
+    Both wrote a dep of the answers. `grpo@1` is declared, so its other params count.
+    """
+    lock = read_yaml(root / "dvc.lock")
+    entry = {"cmd": "x", "params": {"params.yaml": {"grpo": {"lr": 7}}}}
+    lock["stages"] |= {
+        name: entry | {"outs": [{"path": f"models/{name}"}]} for name in ("grpo@1", "grpo@2", "pretrain")
+    }
+    lock["stages"]["infer-800"]["deps"].append({"path": "models"})
+    (root / "dvc.lock").write_text(json.dumps(lock))
+    assert read_run(root, "workspace").warnings == ()
+    (root / "params.yaml").write_text("seeds: [0, 1]\n" + (root / "params.yaml").read_text())
+    matrix = "  grpo:\n    matrix: {seed: '${seeds}'}\n    cmd: x\n    outs: ['models/grpo@${item.seed}']\n"
+    (root / "dvc.yaml").write_text(PIPELINE + matrix)
+    (warning,) = read_run(root, "workspace").warnings
+    assert "grpo.lr = 5e-05, but its answers were computed with 7" in warning
 
 
 def test_answers_that_dvc_does_not_know_are_told(root: Path) -> None:

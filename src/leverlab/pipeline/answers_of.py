@@ -85,20 +85,20 @@ def read_run(root: Path, name: str, revision: str | None = None, files: Sequence
     files: paths of more files to read; `{seed}` in a path stands for each of the run's `seeds`.
     Raises `LeverlabError` for an unknown name, and when params or answers are not there or cannot be read.
     """
-    with opened(root, name, revision) as (fs, found):
-        return _read(fs, name, found, files)
+    with opened(root, name, revision) as (repo, found):
+        return _read(repo, name, found, files)
 
 
 @contextlib.contextmanager
 def opened(root: Path, name: str, revision: str | None = None) -> Iterator[tuple[Any, str | None]]:
-    """Open the files of a run as DVC sees them, with its commit; None for the workspace. Raises as `read_run`."""
+    """Open DVC's repository at a run, with the run's commit; None for the workspace. Raises as `read_run`."""
     try:
         if revision is None and name != WORKSPACE:
             revision = _revision(root, name)
         with Repo(str(root)) as here:
             remote = here.config["core"].get("remote")  # the revision may be older than the setting
         with Repo.open(str(root), rev=revision, remote=remote) as repo:
-            yield repo.dvcfs, revision
+            yield repo, revision
     except DvcException as error:
         reasons = " ".join([str(error), str(error.__cause__ or "")]).split()
         raise LeverlabError(f"DVC cannot read the run '{name}': {' '.join(reasons)}") from None
@@ -125,8 +125,10 @@ def _revision(root: Path, name: str) -> str:
     )
 
 
-def _read(fs: Any, name: str, revision: str | None, files: Sequence[str]) -> Run:
-    stages, params = stages_of(yaml_of(fs, name, "dvc.lock")), yaml_of(fs, name, PARAMS)
+def _read(repo: Any, name: str, revision: str | None, files: Sequence[str]) -> Run:
+    fs = repo.dvcfs
+    params = yaml_of(fs, name, PARAMS)  # before DVC reads it, whose message names no run
+    stages = recorded_stages(repo, name)
     recorded = [out.get("md5") for stage in stages.values() for out in stage["outs"] if out["path"] == ANSWERS]
     try:
         content = content_of(fs, ANSWERS)
@@ -180,10 +182,16 @@ def yaml_of(fs: Any, name: str, path: str) -> dict[str, Any]:
     return data
 
 
-def stages_of(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the stages of a dvc.lock, each with its deps, outs and params."""
+def recorded_stages(repo: Any, name: str, folder: str = "") -> dict[str, dict[str, Any]]:
+    """Return what dvc.lock records of the stages of the opened run `name`, each with its deps, outs and params.
+
+    Only stages that dvc.yaml declares at that revision count: DVC leaves entries of other seeds and of renamed stages
+    in dvc.lock. folder: that of dvc.yaml, from the repository's root. Raises the same errors as `yaml_of`.
+    """
+    lock = yaml_of(repo.dvcfs, name, f"{folder}/dvc.lock".lstrip("/"))
+    declared = {stage.name for stage in repo.stage.load_all(repo.fs.join(repo.root_dir, folder, "dvc.yaml"))}
     empty: dict[str, Any] = {"deps": [], "outs": [], "params": {}}
-    return {name: empty | entry for name, entry in lock.get("stages", {}).items()}
+    return {stage: empty | entry for stage, entry in lock.get("stages", {}).items() if stage in declared}
 
 
 def stale(
