@@ -180,10 +180,10 @@ def test_other_questions_under_the_same_ids_are_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("beter", "there is no experiment or Git revision 'beter'; did you mean better?"),
-        ("mian", "did you mean main?"),
-        ("worksapce", "did you mean workspace?"),
-        ("zzzzzz", "did you mean better or empty or first or main or never or other-data or workspace?"),
+        ("beter", "there is no experiment or Git revision 'beter'; did you mean 'better'"),
+        ("mian", "did you mean 'main'"),
+        ("worksapce", "did you mean 'workspace'"),
+        ("zzzzzz", "revision 'zzzzzz'; `dvc exp list -A` shows all, `dvc queue status`"),
         ("", "the name of a run is empty"),
         ("empty", r"'empty' has no dvc\.lock: nothing ran at that revision"),
         ("never", r"'never' has no answers: its dvc\.lock records no run that wrote data/answers\.parquet"),
@@ -327,5 +327,5 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, command_line: 
     assert command_line("compare", "first", "better", "--json", "--markdown")[0] == 2
     code, _, err = command_line("compare", "first", "bettr")
     assert code == 1
-    assert "there is no experiment or Git revision 'bettr'; did you mean better?" in err
+    assert "there is no experiment or Git revision 'bettr'; did you mean 'better'" in err
     assert "Traceback" not in err

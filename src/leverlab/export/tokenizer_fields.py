@@ -244,7 +244,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     if (older := folder / "chat_template.json").exists():
         where, settings = older, read_json(older)
         if settings.get("chat_template") is None:
-            raise LeverlabError(f"{where} holds no chat_template; restore it, or remove the file")
+            raise LeverlabError(f"{where} holds no chat_template; restore it, or move the file away")
     template = settings.get("chat_template")
     if template is None:
         return None

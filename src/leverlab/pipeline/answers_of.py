@@ -1,7 +1,6 @@
 """The answers and the params of a run, read through DVC where they lie: nothing is checked out."""
 
 import contextlib
-import difflib
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.experiments.utils import exp_refs
 from dvc.scm import RevError, resolve_rev
@@ -20,6 +18,8 @@ from dvc_data.index import DataIndexDirError
 
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.summary import ANSWER_SCHEMA
+from leverlab.nearest import did_you_mean
+from leverlab.pipeline.resolved import dvc_errors
 
 ANSWERS = "data/answers.parquet"
 TEST_SET = "data/prepared/test.parquet"
@@ -46,9 +46,12 @@ class Run:
 
 
 def experiments(root: Path) -> dict[str, list[str]]:
-    """Return the commits of every DVC experiment of the repository at `root`, by name."""
+    """Return the commits of every DVC experiment of the repository at `root`, by name.
+
+    Raises `LeverlabError` when DVC cannot read them: outside of Git, say.
+    """
     found: dict[str, list[str]] = {}
-    with Repo(str(root)) as repo:
+    with dvc_errors("DVC cannot read the experiments"), Repo(str(root)) as repo:
         for info in exp_refs(repo.scm):
             found.setdefault(info.name, []).append(str(repo.scm.get_ref(str(info))))
     return found
@@ -70,11 +73,8 @@ def commit_of(name: str, known: Mapping[str, Sequence[str]]) -> str | None:
 
 def params_of(root: Path, revision: str) -> dict[str, Any]:
     """Return params.yaml of a Git revision. Raises `LeverlabError` when it cannot be read."""
-    try:
-        with Repo.open(str(root), rev=revision) as repo:
-            return yaml_of(repo.dvcfs, revision, PARAMS)
-    except DvcException as error:
-        raise LeverlabError(f"DVC cannot read {PARAMS} of '{revision}': {error}") from None
+    with dvc_errors(f"DVC cannot read {PARAMS} of '{revision}'"), Repo.open(str(root), rev=revision) as repo:
+        return yaml_of(repo.dvcfs, revision, PARAMS)
 
 
 def read_run(root: Path, name: str, revision: str | None = None, files: Sequence[str] = ()) -> Run:
@@ -92,16 +92,13 @@ def read_run(root: Path, name: str, revision: str | None = None, files: Sequence
 @contextlib.contextmanager
 def opened(root: Path, name: str, revision: str | None = None) -> Iterator[tuple[Any, str | None]]:
     """Open DVC's repository at a run, with the run's commit; None for the workspace. Raises as `read_run`."""
-    try:
+    with dvc_errors(f"DVC cannot read the run '{name}'"):
         if revision is None and name != WORKSPACE:
             revision = _revision(root, name)
         with Repo(str(root)) as here:
             remote = here.config["core"].get("remote")  # the revision may be older than the setting
         with Repo.open(str(root), rev=revision, remote=remote) as repo:
             yield repo, revision
-    except DvcException as error:
-        reasons = " ".join([str(error), str(error.__cause__ or "")]).split()
-        raise LeverlabError(f"DVC cannot read the run '{name}': {' '.join(reasons)}") from None
 
 
 def _revision(root: Path, name: str) -> str:
@@ -118,10 +115,9 @@ def _revision(root: Path, name: str) -> str:
                 ) from None
             of_dvc = [info.name for info in exp_refs(repo.scm)]
             known = sorted({WORKSPACE, *repo.scm.list_branches(), *repo.scm.list_tags(), *of_dvc})
-    close = difflib.get_close_matches(name, known) or known[:10]
+    hint = did_you_mean(name, known, "`dvc exp list -A`")
     raise LeverlabError(
-        f"there is no experiment or Git revision '{name}'; did you mean {' or '.join(close)}? `dvc exp list -A` shows "
-        "all experiments, `dvc queue status` those that have not run"
+        f"there is no experiment or Git revision '{name}'{hint}, `dvc queue status` those that have not run"
     )
 
 

@@ -73,7 +73,10 @@ def check_sections(
             problems.append(str(error))
     seeds = data.get("seeds")
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        problems.append(f"{where}: 'seeds' = {seeds!r} must be a list of whole numbers from 0 on")
+        problems.append(
+            f"{where}: 'seeds' = {seeds!r} must be a list of whole numbers from 0 on; on the command line "
+            "-S 'seeds=[0,1,2]'"
+        )
     elif len(set(seeds)) != len(seeds):
         problems.append(f"{where}: 'seeds' = {seeds!r} names a seed twice")
     if not problems:
