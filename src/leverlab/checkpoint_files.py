@@ -80,7 +80,7 @@ def chat_template(folder: Path) -> str | None:
     if (legacy := folder / "chat_template.json").exists():
         found[legacy] = read_json(legacy).get("chat_template")
         if found[legacy] is None:
-            raise LeverlabError(f"{legacy} holds no chat_template; restore it, or remove the file")
+            raise LeverlabError(f"{legacy} holds no chat_template; restore it, or move the file away")
     for name in ("processor_config.json", "tokenizer_config.json"):
         where = folder / name
         template = read_json(where).get("chat_template") if where.exists() else None

@@ -3,6 +3,7 @@
 The library is imported inside the commands, so that `leverlab --help` needs none of it.
 """
 
+import os
 import shlex
 import subprocess
 import sys
@@ -19,15 +20,30 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(commands.select)
 app.command()(commands.predict)
 app.command()(commands.demo)
 app.command()(lm_commands.chat)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib import metadata
+
+        try:
+            typer.echo(f"leverlab {metadata.version('leverlab')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("leverlab (not installed as a package)")
+        raise typer.Exit
+
+
 @app.callback()
-def leverlab() -> None:
+def leverlab(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
     """Tools on the leverlab pipeline. What builds it is DVC itself: `dvc repro`, `dvc exp run`."""
 
 
@@ -50,24 +66,30 @@ def deps(
     typer.echo("the deps of every stage are what it imports")
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Recipe = Annotated[
     Path | None, typer.Argument(help="Folder of a recipe, such as recipes/clarify; without one, the main pipeline.")
 ]
 
 
 @app.command()
-def params(folder: Recipe = None) -> None:
+def params(folder: Recipe = None, as_json: AsJson = False) -> None:
     """Check the whole of params.yaml, or that of a recipe."""
     if folder is None:
         from leverlab.pipeline.params import check_params_file
 
-        check_params_file(repository_root() / "params.yaml")
-        typer.echo("params.yaml is valid")
+        file = Path("params.yaml")
+        check_params_file(repository_root() / file)
     else:
         from leverlab.pipeline.recipe_params import check_recipe
 
+        _check_recipe_folder(folder)
+        file = folder / "params.yaml"
         check_recipe(folder)
-        typer.echo(f"{folder / 'params.yaml'} is valid")
+    if as_json:
+        _print_json({"file": str(file), "valid": True})
+    else:
+        typer.echo(f"{file} is valid")
 
 
 @app.command()
@@ -133,7 +155,6 @@ def lineage(
 
 
 Method = Annotated[str, typer.Option(help="The method whose answers are compared.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print an object.")]
 AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 Html = Annotated[Path | None, typer.Option(help="Write a page to this file, too.")]
 
@@ -222,12 +243,13 @@ def verify(
     tolerance: Annotated[
         float | None, typer.Option(min=0, help="Largest difference of numbers; a stage states its own in dvc.yaml.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run stages again in a temporary folder and compare what they write with dvc.lock."""
     from leverlab.pipeline import verify as again
 
     root = repository_root()
-    console = _console(200)
+    console = _console(200, stderr=as_json)
     verdicts = []
     for name in again.select(root, stages or []):
         with console.status(f"{name} runs again"):
@@ -235,17 +257,25 @@ def verify(
         console.print(f"{name}: {verdicts[-1].result} ({verdicts[-1].seconds:.1f} s)", soft_wrap=True)
         if verdicts[-1].tail:
             console.print(verdicts[-1].tail, soft_wrap=True)
-    console.print(again.table(verdicts))
+    if as_json:
+        _print_json(again.as_list(verdicts))
+    else:
+        console.print(again.table(verdicts))
     raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else 1)
 
 
 @app.command()
-def gate(folder: Recipe = None) -> None:
+def gate(folder: Recipe = None, as_json: AsJson = False) -> None:
     """Print the acceptance rules of the last report; fail when one of them failed."""
     from leverlab.pipeline import gate as acceptance
 
+    if folder is not None:
+        _check_recipe_folder(folder)
     gates = acceptance.read_gates(repository_root() if folder is None else folder)
-    _console(200).print(acceptance.table(gates))
+    if as_json:
+        _print_json(acceptance.as_list(gates))
+    else:
+        _console(200).print(acceptance.table(gates))
     raise typer.Exit(0 if all(rule.passed for rule in gates) else 1)
 
 
@@ -253,41 +283,62 @@ plan = typer.Typer(no_args_is_help=True, help="Named sets of params overrides.")
 app.add_typer(plan, name="plan")
 
 
+def _complete_plan(incomplete: str) -> list[str]:
+    """Return the plans whose names begin so, for the completion of a shell."""
+    try:
+        plans = repository_root() / "plans"
+    except LeverlabError:
+        return []
+    return sorted(path.stem for path in plans.glob("*.yaml") if path.stem.startswith(incomplete))
+
+
+Base = Annotated[
+    str | None,
+    typer.Option(help="Another plan to put under this one: the same idea at its size.", autocompletion=_complete_plan),
+]
+PlanName = Annotated[str, typer.Argument(help="A plan of `leverlab plan list`.", autocompletion=_complete_plan)]
+
+
 @plan.command("list")
-def plan_list() -> None:
-    """Print the name and title of every plan."""
-    from leverlab.pipeline.plans import load_plan, plan_names
+def plan_list(base: Base = None, as_json: AsJson = False) -> None:
+    """Print all plans by what they change, each with its state and verdict."""
+    import dataclasses
+
+    from leverlab.pipeline import plan_list as listing
+    from leverlab.pipeline.plans import load_plan
 
     root = repository_root()
-    for name in plan_names(root):
-        typer.echo(f"{name}: {load_plan(root, name).title}")
-
-
-Base = Annotated[str | None, typer.Option(help="Another plan to put under this one: the same idea at its size.")]
+    if base is not None:
+        load_plan(root, base)
+    plans = listing.list_plans(root, base)
+    if as_json:
+        _print_json([dataclasses.asdict(listed) for listed in plans])
+    else:
+        _console(200).print(listing.table(plans))
 
 
 @plan.command("show")
-def plan_show(name: str, base: Base = None) -> None:
+def plan_show(name: PlanName, base: Base = None, as_json: AsJson = False) -> None:
     """Print a plan, and the command that runs it."""
-    from leverlab.pipeline.plans import experiment_command, load_experiment
+    from leverlab.pipeline.plans import as_dict, load_experiment, render
 
     found = load_experiment(repository_root(), name, base)
-    typer.echo(f"{found.plan.title}\n{found.plan.hypothesis}")
-    typer.echo(f"judged against: {found.parent or 'params.yaml as it is'}\naccept: {found.plan.accept}")
-    typer.echo(f"changes: {', '.join(found.changed)}")
-    if found.warning:
-        typer.echo(f"warning: {found.warning}")
-    typer.echo(shlex.join(experiment_command(found)))
+    if as_json:
+        _print_json(as_dict(found))
+    else:
+        typer.echo(render(found))
 
 
 @plan.command("run")
-def plan_run(name: str, base: Base = None) -> None:
+def plan_run(name: PlanName, base: Base = None) -> None:
     """Print and run the DVC experiment of a plan."""
     raise typer.Exit(_run_plan(name, base, queue=False))
 
 
 @plan.command("queue")
-def plan_queue(names: list[str], base: Base = None) -> None:
+def plan_queue(
+    names: Annotated[list[str], typer.Argument(metavar="PLAN...", autocompletion=_complete_plan)], base: Base = None
+) -> None:
     """Put the DVC experiments of plans into DVC's queue; `dvc queue start` works it off."""
     for name in names:
         code = _run_plan(name, base, queue=True)
@@ -331,6 +382,7 @@ def plan_ledger(
         Path | None, typer.Option(help="Write the ranks as CSV, Markdown and picture to this folder.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="Folder of the recipe whose runs these are.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Judge all plans that ran, or rank experiments on validation questions and tell the effects of their params."""
     if (names and (base is not None or write)) or (not names and (out or recipe) is not None):
@@ -344,14 +396,18 @@ def plan_ledger(
     root = repository_root()
     if names:
         found = recipe_sweep(root, recipe, names) if recipe else sweep(ledger_inputs.read_outcomes(root, names))
-        tables, lines = sweep_report.tables(found), sweep_report.sentences(found)
+        tables, lines, data = sweep_report.tables(found), sweep_report.sentences(found), sweep_report.as_dict(found)
         written = sweep_report.write(found, out) if out else []
     else:
         ledger = plan_ledger(ledger_inputs.read_plans(root, base))
         tables, lines = ledger_report.tables(ledger), ledger_report.remarks(ledger)
+        data = ledger_report.as_dict(ledger)
         written = [root / "docs/plans.md"] if write else []
         for path in written:
             write_text(path, ledger_report.to_markdown(ledger))
+    if as_json:
+        _print_json(data)
+        return
     console = _console(200)
     for table in tables:
         console.print(table)
@@ -371,11 +427,28 @@ def _run_plan(name: str, base: str | None, queue: bool) -> int:
     return subprocess.run(command, cwd=root, check=False).returncode
 
 
-def _console(width: int, markup: bool = False) -> "Console":
+def _console(width: int, markup: bool = False, stderr: bool = False) -> "Console":
     """Return where to print: a terminal is as wide as it is, a file or a pipe gets whole lines of up to `width`."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else width, markup=markup, highlight=markup)
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(width=None if terminal else width, markup=markup, highlight=markup, stderr=stderr)
+
+
+def _print_json(data: object) -> None:
+    import json
+
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _check_recipe_folder(folder: Path) -> None:
+    """Raise `LeverlabError` when there is no such folder, with the nearest recipes."""
+    if folder.is_dir():
+        return
+    from leverlab.nearest import did_you_mean
+
+    known = [os.path.relpath(path.parent) for path in repository_root().glob("recipes/*/dvc.yaml")]
+    raise LeverlabError(f"there is no recipe '{folder}'{did_you_mean(str(folder), known, '`ls recipes`')}")
 
 
 def repository_root() -> Path:

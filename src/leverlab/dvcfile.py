@@ -1,5 +1,6 @@
 """What `dvc.yaml` declares for a stage, as the running stage itself sees it."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,26 @@ def read_declaration(dvc_yaml: Path, stage: str, item: Mapping[str, str]) -> Dec
         params=tuple(_params(entry.params)),
         outs=tuple(_fill(out, item) for out in _names(outs)),
     )
+
+
+def declared_outs(dvc_yaml: Path) -> set[str]:
+    """Return the outs, metrics and plots of all stages of a `dvc.yaml`, as paths from the folder that its path is from.
+
+    `${…}` in them is not filled in. Raises `LeverlabError` when the file cannot be read; stages of another form than in
+    DVC are left out.
+    """
+    data = read_yaml(dvc_yaml)
+    stages = data.get("stages") if isinstance(data, dict) else None
+    found = set()
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        body = stage.get("do", stage) if isinstance(stage, dict) else stage
+        try:
+            entry = _Entry.model_validate(body)
+        except ValidationError:
+            continue
+        folder = dvc_yaml.parent / str(body.get("wdir", "."))
+        found |= {os.path.normpath(folder / out) for out in _names([*entry.outs, *entry.metrics, *entry.plots])}
+    return found
 
 
 def _names(entries: Sequence[Any]) -> list[str]:

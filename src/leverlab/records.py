@@ -163,7 +163,7 @@ def read_table(path: Path, columns: Sequence[str] | pa.Schema) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         problem = " ".join(str(error).split())
         raise LeverlabError(
-            f"{path} is damaged or not parquet ({problem}); delete it and run dvc repro again"
+            f"{path} is damaged or not parquet ({problem}); restore it, or move it away and run dvc repro again"
         ) from None
     missing = [name for name in names if name not in table.column_names]
     if missing:

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
-import subprocess
 import sys
 import time
 import traceback
@@ -29,6 +29,7 @@ from leverlab.config.base import SectionT, parse_section, read_param
 from leverlab.dvcfile import Declaration, read_declaration
 from leverlab.errors import LeverlabError
 from leverlab.files import digest, stamp, write_text
+from leverlab.worktree import edited_among, git, is_edited, left_detached
 
 PACKAGES = (
     "torch",
@@ -187,8 +188,8 @@ class Stage:
         peak_kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return {
             "stage": self.name,
-            "revision": _git("rev-parse", "HEAD"),
-            "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+            "revision": git("rev-parse", "HEAD"),
+            "dirty": is_edited(),
             "params": self.declared_params(),
             "inputs": self.inputs,
             "outs": {out: digest(Path(out)) for out in self._declaration.outs},
@@ -207,6 +208,7 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
     `Stage.state_dir`.
     """
     start = time.monotonic()
+    declaration = None
     try:
         declaration = read_declaration(Path(home) / "dvc.yaml", stage, item or {})
         check_all_params(home)
@@ -217,6 +219,8 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
             run.state_dir.parent.mkdir(parents=True, exist_ok=True)
             with _own_state(run.state_dir.with_suffix(".lock"), run):
                 run.prepare()
+                if (remark := left_detached()) is not None:
+                    run.say(remark)
                 body(run)
                 run.check_inputs()
                 run.publish()
@@ -225,7 +229,7 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
                 write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
                 run.forget()  # last of all: until here a failure costs no work
     except LeverlabError as error:
-        sys.exit(f"leverlab: stage {stage}: {error}")
+        sys.exit(f"leverlab: stage {stage}: {error}{_where_params_differ(str(error), declaration)}")
     except Exception as error:
         if not _is_disk_full(error):
             raise
@@ -249,6 +253,21 @@ def check_all_params(home: str) -> None:
     done = subprocess.run([sys.executable, "-m", CHECK, home], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise LeverlabError(done.stderr.strip() or f"the check of the params ended with status {done.returncode}")
+
+
+def _where_params_differ(message: str, declaration: Declaration | None) -> str:
+    """Return how to restore the params files that an error is about, where they differ from HEAD."""
+    files = {file for file, _ in declaration.params} if declaration else set()
+    blamed = [file for file in files if re.search(rf"(?<![\w/.-]){re.escape(file)}(?![\w/-])", message)]
+    edited = " ".join(edited_among(blamed)) if blamed else ""
+    if not edited:
+        return ""
+    separator = "\n" if "\n" in message else "; "
+    return (
+        f"{separator}{edited} differs from HEAD: edited, or left by the run before, since `dvc exp run -S` keeps its "
+        f"values there when it fails; `git diff HEAD -- {edited}` shows them, "
+        f"`git restore --staged --worktree {edited}` restores the committed ones"
+    )
 
 
 def _lies_in(path: str, declared: Sequence[str]) -> bool:
@@ -295,11 +314,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package).split("+")[0]
     except metadata.PackageNotFoundError:
         return None
-
-
-def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _gpu() -> str | None:

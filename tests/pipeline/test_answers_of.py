@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from leverlab.config.base import read_yaml
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.summary import ANSWER_SCHEMA
 from leverlab.pipeline.answers_of import Run, read_run
@@ -179,10 +180,10 @@ def test_other_questions_under_the_same_ids_are_refused(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("beter", "there is no experiment or Git revision 'beter'; did you mean better?"),
-        ("mian", "did you mean main?"),
-        ("worksapce", "did you mean workspace?"),
-        ("zzzzzz", "did you mean better or empty or first or main or never or other-data or workspace?"),
+        ("beter", "there is no experiment or Git revision 'beter'; did you mean 'better'"),
+        ("mian", "did you mean 'main'"),
+        ("worksapce", "did you mean 'workspace'"),
+        ("zzzzzz", "revision 'zzzzzz'; `dvc exp list -A` shows all, `dvc queue status`"),
         ("", "the name of a run is empty"),
         ("empty", r"'empty' has no dvc\.lock: nothing ran at that revision"),
         ("never", r"'never' has no answers: its dvc\.lock records no run that wrote data/answers\.parquet"),
@@ -262,6 +263,26 @@ def test_params_edited_since_the_run_are_told(root: Path) -> None:
     )
 
 
+def test_what_the_lock_says_of_other_seeds_and_former_stages_does_not_count(root: Path) -> None:
+    """Entries that DVC leaves in dvc.lock: `grpo@2` of a run with more seeds, `pretrain` of an earlier dvc.yaml.
+
+    Both wrote a dep of the answers. `grpo@1` is declared, so its other params count.
+    """
+    lock = read_yaml(root / "dvc.lock")
+    entry = {"cmd": "x", "params": {"params.yaml": {"grpo": {"lr": 7}}}}
+    lock["stages"] |= {
+        name: entry | {"outs": [{"path": f"models/{name}"}]} for name in ("grpo@1", "grpo@2", "pretrain")
+    }
+    lock["stages"]["infer-800"]["deps"].append({"path": "models"})
+    (root / "dvc.lock").write_text(json.dumps(lock))
+    assert read_run(root, "workspace").warnings == ()
+    (root / "params.yaml").write_text("seeds: [0, 1]\n" + (root / "params.yaml").read_text())
+    matrix = "  grpo:\n    matrix: {seed: '${seeds}'}\n    cmd: x\n    outs: ['models/grpo@${item.seed}']\n"
+    (root / "dvc.yaml").write_text(PIPELINE + matrix)
+    (warning,) = read_run(root, "workspace").warnings
+    assert "grpo.lr = 5e-05, but its answers were computed with 7" in warning
+
+
 def test_answers_that_dvc_does_not_know_are_told(root: Path) -> None:
     content = cached(root, root / "data/answers.parquet")
     assert content.exists()
@@ -306,5 +327,5 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, command_line: 
     assert command_line("compare", "first", "better", "--json", "--markdown")[0] == 2
     code, _, err = command_line("compare", "first", "bettr")
     assert code == 1
-    assert "there is no experiment or Git revision 'bettr'; did you mean better?" in err
+    assert "there is no experiment or Git revision 'bettr'; did you mean 'better'" in err
     assert "Traceback" not in err

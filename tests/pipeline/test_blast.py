@@ -11,6 +11,7 @@ from dvc.repo import Repo
 from leverlab.config.base import read_params, read_yaml
 from leverlab.errors import LeverlabError
 from leverlab.pipeline.blast import Rerun, blast, page
+from leverlab.pipeline.resolved import open_pipeline
 
 REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("quiet_dvc")
@@ -293,18 +294,44 @@ def test_a_broken_record_is_named(root: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("train.lrr", "no key 'train.lrr' in params.yaml, world/params.yaml; the closest is 'train.lr'"),
-        ("seeds.0", "the closest is 'seeds'"),
+        ("train.lrr", "no key 'train.lrr' in params.yaml, world/params.yaml; did you mean 'train.lr'"),
+        ("seeds.0", "did you mean 'seeds'?"),
+        ("nothing.alike", "world/params.yaml; docs/blast_radius.md shows all"),
         ("world/params.yaml:seeds", "no key 'seeds' in world/params.yaml;"),
-        ("data.rows", "name one: params.yaml:data.rows or world/params.yaml:data.rows"),
-        ("data", "name one: params.yaml:data or world/params.yaml:data"),
-        ("other.yaml:data", "no stage reads a params file 'other.yaml'; they read params.yaml, world/params.yaml"),
+        ("word/params.yaml:data", "no stage reads a params file 'word/params.yaml'; did you mean 'world/params.yaml'"),
     ],
 )
 def test_a_key_that_names_no_leaf_or_two(root: Path, key: str, message: str) -> None:
     with pytest.raises(LeverlabError) as caught:
         blast(root, key)
     assert message in str(caught.value)
+
+
+def test_the_key_of_two_files_is_that_of_the_root(root: Path) -> None:
+    """`data.rows` of both files, and the section."""
+    for key in ("data.rows", "data"):
+        assert answer(root, key) == [
+            (stage, why.removeprefix("params.yaml:")) for stage, why in answer(root, f"params.yaml:{key}")
+        ]
+        assert answer(root, key) != answer(root, f"world/params.yaml:{key}")
+
+
+def test_a_key_of_two_files_beside_the_root_needs_a_name(tmp_path: Path) -> None:
+    stage = "stages:\n  {0}:\n    cmd: echo\n    params:\n      - {0}.yaml: [a]\n"
+    files = {f"{name}/dvc.yaml": stage.format(name) for name in ("one", "two")}
+    make_repository(tmp_path, files | {f"{name}/{name}.yaml": "a: 1\n" for name in ("one", "two")})
+    with pytest.raises(LeverlabError, match=r"name one: one/one\.yaml:a or two/two\.yaml:a"):
+        blast(tmp_path, "a")
+
+
+def test_a_matrix_over_a_number_is_one_sentence(tmp_path: Path) -> None:
+    """As `-S seeds=3` leaves it; DVC itself says "'Value' object is not iterable"."""
+    text = "stages:\n  sft:\n    matrix: {seed: '${seeds}'}\n    cmd: echo ${item.seed}\n"
+    make_repository(tmp_path, {"dvc.yaml": text, "params.yaml": "seeds: 3\n"})
+    with pytest.raises(LeverlabError, match=r"a matrix in dvc\.yaml goes over .* no list.* -S 'seeds=\[0,1,2\]'"):
+        blast(tmp_path, "seeds")
+    with pytest.raises(LeverlabError, match=r"-S 'seeds=\[0,1,2\]'"), open_pipeline(tmp_path):
+        pass
 
 
 def test_a_pipeline_that_dvc_cannot_read(root: Path) -> None:
@@ -349,7 +376,7 @@ def test_a_dead_knob_is_told(run: Run) -> None:
 def test_an_unknown_key_is_one_line_and_code_1(run: Run) -> None:
     code, out, err = run("blast", "data_titel")
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "the closest is 'data_title'" in err
+    assert "did you mean 'data_title'?" in err
 
 
 @pytest.mark.parametrize("arguments", [(), ("data_title", "--all"), ("--all", "--json")])

@@ -1,5 +1,6 @@
 """The command `leverlab`: what it prints, and that an error is one line and code 1."""
 
+import json
 import os
 import re
 import shutil
@@ -43,6 +44,8 @@ def edit(path: Path, pattern: str, replacement: str) -> None:
 
 def test_params_are_valid(run: Run) -> None:
     assert run("params") == (0, "params.yaml is valid\n", "")
+    code, out, _ = run("params", "--json")
+    assert (code, json.loads(out)) == (0, {"file": "params.yaml", "valid": True})
 
 
 def test_bad_params_are_one_line_and_code_1(root: Path, run: Run) -> None:
@@ -118,25 +121,66 @@ def test_sections_of_a_recipe_fit_together(root: Path, run: Run) -> None:
 
 
 def test_a_recipe_without_params(run: Run) -> None:
-    code, out, err = run("params", "nowhere")
-    assert (code, out, err.count("\n")) == (1, "", 1)
-    assert "nowhere/params.yaml does not exist" in err
+    for command in ("params", "gate"):
+        code, out, err = run(command, "nowhere")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert "there is no recipe 'nowhere'" in err
+
+
+def test_a_recipe_with_a_typo(root: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "recipes/clarify").mkdir(parents=True)
+    (root / "recipes/clarify/dvc.yaml").touch()
+    monkeypatch.chdir(root)
+    assert "did you mean 'recipes/clarify'?" in run("gate", "recipes/clarfy")[2]
 
 
 def test_plans_are_listed_with_their_titles(root: Path, run: Run) -> None:
+    """In groups of the section that they change; nothing ran."""
+    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
+    code, out, _ = run("plan", "list", "--json")
+    assert code == 0
+    listed = json.loads(out)
+    assert sorted(plan["plan"] for plan in listed) == sorted(path.stem for path in (root / "plans").glob("*.yaml"))
+    groups = [plan["group"] for plan in listed]
+    assert [group for place, group in enumerate(groups) if group not in groups[:place]] == [
+        *sorted({*groups} - {"several sections"}),
+        "several sections",
+    ]
+    assert {plan["state"] for plan in listed} == {"never"}
+    (plan,) = [plan for plan in listed if plan["plan"] == "plan-6"]
+    assert (plan["title"], plan["group"]) == ("A lower learning rate for GRPO", "grpo")
     code, out, _ = run("plan", "list")
     assert code == 0
-    names = sorted(path.stem for path in (root / "plans").glob("*.yaml"))
-    assert [line.split(": ")[0] for line in out.splitlines()] == names
-    assert "plan-6: A lower learning rate for GRPO" in out.splitlines()
+    assert re.search(r"│ plan-6 +│ A lower learning rate for GRPO +│ never", out)
+    (root / "docs").mkdir()
+    shutil.copy(REPOSITORY / "docs/plans.md", root / "docs/plans.md")
+    (plan,) = [plan for plan in json.loads(run("plan", "list", "--json")[1]) if plan["plan"] == "plan-6"]
+    assert (plan["state"], plan["verdict"], plan["accepted"][:3]) == ("ran", "below", "yes")
 
 
 def test_a_plan_is_shown_with_the_command_that_runs_it(run: Run) -> None:
     code, out, err = run("plan", "show", "plan-6")
     assert (code, err) == (0, "")
     assert out.splitlines()[-1] == "dvc exp run -n plan-6 -S grpo.lr=5e-05"
-    assert "accept" in out
-    assert "judged against: params.yaml as it is" in out
+    lines = out.splitlines()
+    assert "judged against: params.yaml as it is" in lines
+    assert "accept: over_parent.shots_4.ci_high ≤ 0" in lines
+    assert lines[lines.index("changes:") + 1] == "  grpo.lr: 0.001 -> 5e-05"
+
+
+def test_a_plan_is_shown_without_python(root: Path, run: Run) -> None:
+    """Every plan: no dict, None, True or quotes of Python's repr; the command aside."""
+    for path in (root / "plans").glob("*.yaml"):
+        code, out, err = run("plan", "show", path.stem)
+        assert (code, err) == (0, "")
+        assert not re.search(r"{'|\bNone\b|\bTrue\b|\bFalse\b", "\n".join(out.splitlines()[2:-1])), out
+
+
+def test_a_plan_as_json(run: Run) -> None:
+    code, out, _ = run("plan", "show", "plan-6", "--json")
+    found = json.loads(out)
+    assert (code, found["plan"], found["changes"]) == (0, "plan-6", {"grpo.lr": {"before": 0.001, "after": 5e-05}})
+    assert found["command"] == "dvc exp run -n plan-6 -S grpo.lr=5e-05"
 
 
 def test_the_command_can_be_pasted_into_a_shell(run: Run) -> None:
@@ -168,7 +212,35 @@ def test_a_bad_plan_is_one_line_and_code_1(root: Path, run: Run, command: str, o
 def test_a_plan_that_is_not_there(run: Run) -> None:
     code, _, err = run("plan", "show", "plan-66")
     assert (code, err.count("\n")) == (1, 1)
-    assert "there is no plan 'plan-66'" in err
+    assert err.startswith("leverlab: there is no plan 'plan-66'; did you mean 'plan-6' or ")
+    assert err.endswith("? `leverlab plan list` shows all\n")
+    assert err.count("'") == 2 + 3 * 2  # three names at most
+    assert run("plan", "show", "zzz")[2] == "leverlab: there is no plan 'zzz'; `leverlab plan list` shows all\n"
+
+
+def test_the_version(run: Run) -> None:
+    code, out, err = run("--version")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"leverlab (\d+\.\d+\.\d+|\(not installed as a package\))\n", out)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_of_a_shell(run: Run, shell: str) -> None:
+    code, out, _ = run("--show-completion", shell)
+    assert code == 0
+    assert "_LEVERLAB_COMPLETE" in out
+
+
+def test_completion_of_plans(root: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As bash asks for it: by environment variables."""
+    monkeypatch.setenv("_LEVERLAB_COMPLETE", "complete_bash")
+    for words, expected in (
+        ("leverlab plan show plan-7", ["plan-7", "plan-7.1", "plan-7.2"]),
+        ("leverlab ver", ["verify"]),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        assert run()[1].split() == expected
 
 
 def test_a_plan_is_run_in_the_root_and_its_code_is_passed_on(

@@ -299,7 +299,7 @@ def test_many_rows_draw_more_signs() -> None:
         ([run("a", SIX), run("a", SIX)], "grpo", "'a' and 'a' are the same run"),
         ([run("a", SIX), replace(run("a", SIX), revision="1")], "grpo", "'a' and 'a' are the same run"),
         ([run("a", SIX), replace(run("b", SIX), revision=f"{'a':0>40}")], "grpo", r"same run \(commit 0000000\)"),
-        ([run("a", SIX), run("b", SIX)], "grop", "'a' has no answers of the method 'grop'; it has those of grpo"),
+        ([run("a", SIX), run("b", SIX)], "grop", "'a' has no answers of the method 'grop'; did you mean 'grpo'?"),
         ([run("a", SIX), run("b", {2: SIX[1]})], "grpo", r"'a' has answers at \[1\] shots and 'b' at \[2\]"),
         (
             [run("a", SIX), run("b", {1: {0: [0, 0, 0, 0, 0]}})],

@@ -61,6 +61,14 @@ def test_what_is_no_verdict_is_refused(
     assert "Traceback" not in err
 
 
+def test_json(gates: Callable[[Any], None], command_line: Callable[..., tuple[int, str, str]]) -> None:
+    """As the file has them, with the same code."""
+    found = [GATE | {"passed": True}, GATE | {"name": "other", "value": None, "passed": False}]
+    gates(found)
+    code, out, _ = command_line("gate", "--json")
+    assert (code, json.loads(out)) == (1, found)
+
+
 def test_no_report_yet(gates: Callable[[Any], None], command_line: Callable[..., tuple[int, str, str]]) -> None:
     code, _, err = command_line("gate")
     assert code == 1
@@ -86,6 +94,7 @@ def test_a_recipe_without_a_report(
 ) -> None:
     """The repository's gates do not stand in for its own, and the sentence names where to run it."""
     gates([GATE | {"passed": True}])
+    Path("recipes/mine").mkdir(parents=True)
     code, _, err = command_line("gate", "recipes/mine")
     assert code == 1
     assert "recipes/mine/reports/gates.json does not exist; run dvc repro report in recipes/mine" in err

@@ -81,7 +81,7 @@ reports/figures/plot.txt ✓
     │       ├── 1 module of this repository ✓
     │       └── build/rows ✓
     │           └── ← load · revision abcdef1 · 1.5 s
-    │               ├── data: {source=null world="tiny"}
+    │               ├── as above: data
     │               ├── 1 module of this repository ✓
     │               ├── raw.txt ✓
     │               └── raw rows: data.source = null, data.world = "tiny"
@@ -92,7 +92,7 @@ reports/figures/plot.txt ✓
             ├── build/rows/a.txt ✓ ← load (see above)
             └── models ✓ ← train@0 (see above)
                 └── ← train@1 · revision abcdef1 · 1.5 s
-                    ├── train: {kl={beta=0.1} lr=0.5}
+                    ├── as above: train
                     ├── 1 module of this repository ✓
                     └── build/rows ✓ ← load (see above)
 """
@@ -189,6 +189,19 @@ def test_code_is_one_line_or_each_module(root: Path) -> None:
     origin = lineage(root, "build/rows")
     assert [line.lstrip("│├└─ ") for line in printed(origin)][3] == "1 module of this repository, 1 changed since"
     assert [line.lstrip("│├└─ ") for line in printed(origin, code=True)][4] == "job.py changed since"
+
+
+def test_params_that_were_shown_are_only_named(root: Path) -> None:
+    """train@0 and train@1 read the same section; with another value in one record it is shown again."""
+    shown = "train: {kl={beta=0.1} lr=0.5}"
+    lines = lines_of(root, "models")
+    assert (lines.count(shown), lines.count("as above: train")) == (1, 1)
+    path = root / "provenance/train@1.json"
+    record = json.loads(path.read_text())
+    record["params"]["params.yaml:train"]["lr"] = 0.25
+    path.write_text(json.dumps(record))
+    lines = lines_of(root, "models")
+    assert (lines.count(shown), lines.count(shown.replace("0.5", "0.25")), lines.count("as above: train")) == (1, 1, 0)
 
 
 def test_a_stage_without_a_record(root: Path) -> None:

@@ -13,6 +13,7 @@ from tests.pipeline.conftest import Run as CommandLine
 from tests.pipeline.test_answers_of import call, commit, dvc
 
 PARAMS = """\
+seeds: [0, 1]
 data: 1
 reward:
   alpha: 0.05
@@ -32,13 +33,13 @@ stages:
     outs: [recipes/ask/data/questions]
   grpo:
     matrix:
-      seed: [0]
+      seed: ${seeds}
     wdir: ../..
-    cmd: python job.py grpo
+    cmd: python job.py grpo ${item.seed}
     deps: [recipes/ask/data/questions]
     params:
       - recipes/ask/params.yaml: [grpo, reward]
-    outs: [recipes/ask/models/grpo]
+    outs: ["recipes/ask/models/grpo/${item.seed}"]
   select-best:
     wdir: ../..
     cmd: python job.py select
@@ -57,8 +58,8 @@ if sys.argv[1] == "prepare":
     os.makedirs("recipes/ask/data/questions")
     open("recipes/ask/data/questions/val.jsonl", "w").write(str(params["data"]))
 elif sys.argv[1] == "grpo":
-    os.makedirs("recipes/ask/models/grpo")
-    open("recipes/ask/models/grpo/rate", "w").write(str(params["grpo"]["lr"]))
+    os.makedirs(f"recipes/ask/models/grpo/{sys.argv[2]}")
+    open(f"recipes/ask/models/grpo/{sys.argv[2]}/rate", "w").write(str(params["grpo"]["lr"]))
 else:
     os.makedirs("recipes/ask/models/best")
     rewards = [0.8, 0.9] if params["grpo"]["lr"] == 0.01 else [0.5, 0.6]
@@ -203,7 +204,7 @@ def test_damaged_choices(root: Path, old: str, new: str, message: str) -> None:
 
 def test_a_lock_without_the_stages(root: Path) -> None:
     path = root / "recipes/ask/dvc.lock"
-    path.write_text(path.read_text().replace("grpo@0:", "grpo:"))
+    path.write_text(path.read_text().replace("grpo@", "former@"))
     with pytest.raises(LeverlabError, match="records no whole run of prepare, grpo and select-best"):
         recipe_sweep(root, root / "recipes/ask", ["workspace", "fast"])
 

@@ -92,3 +92,76 @@ def test_the_orphan_of_a_killed_dvc_keeps_its_place(job: Workplace) -> None:
         code, out = job.dvc("repro")
     assert code == 0, out
     assert job.outs() == ALL
+
+
+def test_a_killed_experiment_leaves_head_detached_and_the_next_run_says_so(job: Workplace) -> None:
+    """DVC is killed in the workspace, where it had detached HEAD; the run after it names the branch.
+
+    The next experiment says so too, under the same name, but not its copy with --temp; back on the branch, none does.
+    """
+    job.dvc("status")
+    job.body("raise LeverlabError('not yet')")
+    job.commit()
+    assert job.dvc("exp", "run", "-n", "failed")[0] != 0
+    assert "detached" not in job.dvc("exp", "run", "-n", "again")[1]
+    job.body("pause()\nwrite_all(stage)")
+    job.commit()
+    process = job.start_dvc("exp", "run", "-n", "mine", "-S", "job.lr=0.5")
+    wait_for((job.root / "at").exists, process)
+    process.kill()
+    process.wait()
+    assert process.stdout
+    process.stdout.close()
+    job.write("go", "")
+    job.body("write_all(stage)")
+    remark = "HEAD is detached, because `dvc exp run` of mine was killed: commits would be on no branch. Return with "
+    code, out = job.dvc("repro")
+    while "already running" in out:
+        code, out = job.dvc("repro")
+    assert (code, f"job: {remark}`git switch {branch(job)}`" in out) == (0, True), out
+    code, out = job.dvc("exp", "run", "-n", "mine", "-S", "job.lr=0.25")
+    assert (code, remark in out) == (0, True), out
+    code, out = job.dvc("exp", "run", "--temp", "-n", "copy", "-S", "job.lr=0.75")
+    assert (code, "detached" in out) == (0, False), out
+    job.git("switch", "-q", branch(job))
+    code, out = job.dvc("exp", "run", "-n", "other", "-S", "job.lr=0.125")
+    assert (code, "detached" in out) == (0, False), out
+    job.git("checkout", "-q", "--detach", "HEAD")  # on purpose
+    code, out = job.dvc("repro", "-f")
+    assert (code, "detached" in out) == (0, False), out
+
+
+def branch(job: Workplace) -> str:
+    return job.git("for-each-ref", "--format=%(refname:short)", "refs/heads")
+
+
+def test_a_failed_experiment_leaves_its_params_and_the_error_says_how_to_restore_them(job: Workplace) -> None:
+    job.dvc("status")
+    job.commit()
+    job.body('stage.section("job", JobParams)\nwrite_all(stage)')
+    job.commit()
+    bad = "leverlab: stage job: params.yaml: 'job.lr' = 'steep' is not allowed"
+    code, out = job.dvc("exp", "run", "-S", "job.lr=steep")
+    assert (code != 0, bad in out) == (True, True), out
+    code, out = job.dvc("repro")
+    assert (code != 0, bad in out) == (True, True), out
+    assert "params.yaml differs from HEAD: edited, or left by the run before" in out
+    (restore,) = re.findall(r"`(git restore .*?)`", out)
+    job.git("add", "params.yaml")  # as a kill may leave it
+    job.git(*restore.split()[1:])
+    assert job.dvc("repro")[0] == 0
+    job.write("params.yaml", job.read("params.yaml").replace("5e-05", "steep"))
+    job.commit()
+    assert "differs from HEAD" not in job.dvc("repro")[1]
+
+
+def test_params_of_another_file_are_not_blamed(job: Workplace) -> None:
+    job.write("other.yaml", "more:\n  depth: deep\n")
+    job.body('stage.section("more", MoreParams)')
+    job.commit()
+    job.write("params.yaml", job.read("params.yaml").replace("unrelated: 1", "unrelated: 2"))
+    err = job.fails()
+    assert "other.yaml: 'more.depth'" in err
+    assert "differs from HEAD" not in err
+    job.write("other.yaml", "more:\n  depth: low\n")
+    assert "; other.yaml differs from HEAD" in job.fails()

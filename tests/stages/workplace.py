@@ -128,8 +128,14 @@ class Workplace:
     def commit(self) -> str:
         for command in (["git", "add", "-A"], ["git", "commit", "-q", "--allow-empty", "-m", "x"]):
             subprocess.run(command, cwd=self.root, env=self.environment, check=True)
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=self.root, check=True, capture_output=True, text=True)
-        return head.stdout.strip()
+        return self.git("rev-parse", "HEAD")
+
+    def git(self, *arguments: str) -> str:
+        """Run git; return what it printed."""
+        done = subprocess.run(
+            ["git", *arguments], cwd=self.root, env=self.environment, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
 
     def start(self, *arguments: str, cwd: Path | None = None, **environment: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(

@@ -17,8 +17,8 @@ _TURN = re.compile(
 class Turn:
     """A turn of the policy, read strictly.
 
-    text: as it was said. ask, final: what is between their tags, in the form of `leverlab.texts`. Exactly one is set when
-    the turn parses, none otherwise.
+    text: as it was said. ask, final: what is between their tags, in the form of `leverlab.texts`. Exactly one is set
+    when the turn parses, none otherwise.
     think: what the think part before it says, opened and closed once; empty when there is none.
     """
 

@@ -1,7 +1,6 @@
 """The answers and the params of a run, read through DVC where they lie: nothing is checked out."""
 
 import contextlib
-import difflib
 import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.repo.experiments.utils import exp_refs
 from dvc.scm import RevError, resolve_rev
@@ -20,6 +18,8 @@ from dvc_data.index import DataIndexDirError
 
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.summary import ANSWER_SCHEMA
+from leverlab.nearest import did_you_mean
+from leverlab.pipeline.resolved import dvc_errors
 
 ANSWERS = "data/answers.parquet"
 TEST_SET = "data/prepared/test.parquet"
@@ -46,9 +46,12 @@ class Run:
 
 
 def experiments(root: Path) -> dict[str, list[str]]:
-    """Return the commits of every DVC experiment of the repository at `root`, by name."""
+    """Return the commits of every DVC experiment of the repository at `root`, by name.
+
+    Raises `LeverlabError` when DVC cannot read them: outside of Git, say.
+    """
     found: dict[str, list[str]] = {}
-    with Repo(str(root)) as repo:
+    with dvc_errors("DVC cannot read the experiments"), Repo(str(root)) as repo:
         for info in exp_refs(repo.scm):
             found.setdefault(info.name, []).append(str(repo.scm.get_ref(str(info))))
     return found
@@ -70,11 +73,8 @@ def commit_of(name: str, known: Mapping[str, Sequence[str]]) -> str | None:
 
 def params_of(root: Path, revision: str) -> dict[str, Any]:
     """Return params.yaml of a Git revision. Raises `LeverlabError` when it cannot be read."""
-    try:
-        with Repo.open(str(root), rev=revision) as repo:
-            return yaml_of(repo.dvcfs, revision, PARAMS)
-    except DvcException as error:
-        raise LeverlabError(f"DVC cannot read {PARAMS} of '{revision}': {error}") from None
+    with dvc_errors(f"DVC cannot read {PARAMS} of '{revision}'"), Repo.open(str(root), rev=revision) as repo:
+        return yaml_of(repo.dvcfs, revision, PARAMS)
 
 
 def read_run(root: Path, name: str, revision: str | None = None, files: Sequence[str] = ()) -> Run:
@@ -85,23 +85,20 @@ def read_run(root: Path, name: str, revision: str | None = None, files: Sequence
     files: paths of more files to read; `{seed}` in a path stands for each of the run's `seeds`.
     Raises `LeverlabError` for an unknown name, and when params or answers are not there or cannot be read.
     """
-    with opened(root, name, revision) as (fs, found):
-        return _read(fs, name, found, files)
+    with opened(root, name, revision) as (repo, found):
+        return _read(repo, name, found, files)
 
 
 @contextlib.contextmanager
 def opened(root: Path, name: str, revision: str | None = None) -> Iterator[tuple[Any, str | None]]:
-    """Open the files of a run as DVC sees them, with its commit; None for the workspace. Raises as `read_run`."""
-    try:
+    """Open DVC's repository at a run, with the run's commit; None for the workspace. Raises as `read_run`."""
+    with dvc_errors(f"DVC cannot read the run '{name}'"):
         if revision is None and name != WORKSPACE:
             revision = _revision(root, name)
         with Repo(str(root)) as here:
             remote = here.config["core"].get("remote")  # the revision may be older than the setting
         with Repo.open(str(root), rev=revision, remote=remote) as repo:
-            yield repo.dvcfs, revision
-    except DvcException as error:
-        reasons = " ".join([str(error), str(error.__cause__ or "")]).split()
-        raise LeverlabError(f"DVC cannot read the run '{name}': {' '.join(reasons)}") from None
+            yield repo, revision
 
 
 def _revision(root: Path, name: str) -> str:
@@ -118,15 +115,16 @@ def _revision(root: Path, name: str) -> str:
                 ) from None
             of_dvc = [info.name for info in exp_refs(repo.scm)]
             known = sorted({WORKSPACE, *repo.scm.list_branches(), *repo.scm.list_tags(), *of_dvc})
-    close = difflib.get_close_matches(name, known) or known[:10]
+    hint = did_you_mean(name, known, "`dvc exp list -A`")
     raise LeverlabError(
-        f"there is no experiment or Git revision '{name}'; did you mean {' or '.join(close)}? `dvc exp list -A` shows "
-        "all experiments, `dvc queue status` those that have not run"
+        f"there is no experiment or Git revision '{name}'{hint}, `dvc queue status` those that have not run"
     )
 
 
-def _read(fs: Any, name: str, revision: str | None, files: Sequence[str]) -> Run:
-    stages, params = stages_of(yaml_of(fs, name, "dvc.lock")), yaml_of(fs, name, PARAMS)
+def _read(repo: Any, name: str, revision: str | None, files: Sequence[str]) -> Run:
+    fs = repo.dvcfs
+    params = yaml_of(fs, name, PARAMS)  # before DVC reads it, whose message names no run
+    stages = recorded_stages(repo, name)
     recorded = [out.get("md5") for stage in stages.values() for out in stage["outs"] if out["path"] == ANSWERS]
     try:
         content = content_of(fs, ANSWERS)
@@ -180,10 +178,16 @@ def yaml_of(fs: Any, name: str, path: str) -> dict[str, Any]:
     return data
 
 
-def stages_of(lock: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the stages of a dvc.lock, each with its deps, outs and params."""
+def recorded_stages(repo: Any, name: str, folder: str = "") -> dict[str, dict[str, Any]]:
+    """Return what dvc.lock records of the stages of the opened run `name`, each with its deps, outs and params.
+
+    Only stages that dvc.yaml declares at that revision count: DVC leaves entries of other seeds and of renamed stages
+    in dvc.lock. folder: that of dvc.yaml, from the repository's root. Raises the same errors as `yaml_of`.
+    """
+    lock = yaml_of(repo.dvcfs, name, f"{folder}/dvc.lock".lstrip("/"))
+    declared = {stage.name for stage in repo.stage.load_all(repo.fs.join(repo.root_dir, folder, "dvc.yaml"))}
     empty: dict[str, Any] = {"deps": [], "outs": [], "params": {}}
-    return {name: empty | entry for name, entry in lock.get("stages", {}).items()}
+    return {stage: empty | entry for stage, entry in lock.get("stages", {}).items() if stage in declared}
 
 
 def stale(

@@ -4,7 +4,6 @@
 bound: where a stage writes the same bytes as before, DVC runs nothing below it.
 """
 
-import difflib
 import json
 import os
 import shutil
@@ -16,16 +15,17 @@ from typing import Any
 
 import networkx as nx
 from dvc.dependency import ParamsDependency
-from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from rich.table import Table
 
 from leverlab.config.base import read_params
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
-from leverlab.pipeline.resolved import address, record_path
+from leverlab.nearest import did_you_mean
+from leverlab.pipeline.resolved import address, dvc_errors, record_path
 
 PAGE = Path("docs/blast_radius.md")
+ROOT_PARAMS = "params.yaml"
 NEW = "<new>"  # stands for a value that is added to a list over which dvc.yaml fans a stage out
 HEAD = """\
 # What a change of each parameter re-runs
@@ -74,8 +74,8 @@ class Pipeline:
 def blast(root: Path, key: str) -> list[Rerun]:
     """Return what a change of `key` re-runs, in the order in which it runs.
 
-    `key` is dotted and may be a section; `FILE:key` names the params file. Raises `LeverlabError` when no params file
-    that a stage reads has the key, or more than one has it.
+    `key` is dotted and may be a section; `FILE:key` names the params file, by default the root's. Raises
+    `LeverlabError` when no params file that a stage reads has the key, or the root's has not and several others have.
     """
     pipeline = read_pipeline(root)
     file, dotted = _find(pipeline, key)
@@ -123,11 +123,8 @@ def write(root: Path) -> Path:
 def read_pipeline(root: Path) -> Pipeline:
     """Return all stages of the DVC repository at `root`. Raises `LeverlabError` when DVC cannot read them."""
     root = root.resolve()
-    try:
-        with Repo(str(root)) as repo:
-            graph = repo.index.graph
-    except DvcException as error:
-        raise LeverlabError(f"DVC cannot read the pipeline of {root}: {error}") from None
+    with dvc_errors(f"DVC cannot read the pipeline of {root}"), Repo(str(root)) as repo:
+        graph = repo.index.graph
     files = {stage: _relative(stage.path, root) for stage in graph if stage.cmd}
     stages = sorted(files, key=lambda stage: (files[stage].count("/"), files[stage]))  # within a file as they stand
     names = {stage: address(stage, root) for stage in stages}
@@ -241,16 +238,19 @@ def _find(pipeline: Pipeline, key: str) -> tuple[str, str]:
     """Return the params file that has `key`, and the key without the file."""
     prefix, _, dotted = key.rpartition(":")
     if prefix and prefix not in pipeline.params:
-        raise LeverlabError(f"no stage reads a params file '{prefix}'; they read {', '.join(pipeline.params)}")
+        hint = did_you_mean(prefix, pipeline.params, "`leverlab blast --all`")
+        raise LeverlabError(f"no stage reads a params file '{prefix}'{hint}")
     known = {file: [name for name, _ in _nodes(pipeline.params[file])] for file in pipeline.params}
     where = [prefix] if prefix else list(known)
     found = [file for file in where if dotted in known[file]]
+    if ROOT_PARAMS in found:  # those of recipes and worlds are named
+        return ROOT_PARAMS, dotted
     if len(found) > 1:
         choices = " or ".join(f"{file}:{dotted}" for file in found)
         raise LeverlabError(f"more than one params file has the key '{dotted}'; name one: {choices}")
     if not found:
-        close = difflib.get_close_matches(dotted, [name for file in where for name in known[file]], n=1, cutoff=0)
-        raise LeverlabError(f"no key '{dotted}' in {', '.join(where)}; the closest is '{''.join(close)}'")
+        names = [name for file in where for name in known[file]]
+        raise LeverlabError(f"no key '{dotted}' in {', '.join(where)}{did_you_mean(dotted, names, str(PAGE))}")
     return found[0], dotted
 
 

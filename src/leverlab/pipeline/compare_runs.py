@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.statistics import MCNEMAR, bootstrap_interval, holm, paired_difference, verdict
 from leverlab.evaluation.summary import check_answers
+from leverlab.nearest import did_you_mean
 from leverlab.pipeline.answers_of import Run, flat
 
 RESAMPLES = 10_000
@@ -132,8 +133,8 @@ def _cells(run: Run, method: str) -> _Cells:
     """Return the sound answers of `method` by shot count."""
     answers = run.answers[run.answers["method"] == method]
     if answers.empty:
-        known = ", ".join(sorted(set(run.answers["method"])))
-        raise LeverlabError(f"'{run.name}' has no answers of the method '{method}'; it has those of {known}")
+        hint = did_you_mean(method, run.answers["method"], "its table `data/answers.parquet`")
+        raise LeverlabError(f"'{run.name}' has no answers of the method '{method}'{hint}")
     try:
         check_answers(answers)
     except LeverlabError as error:

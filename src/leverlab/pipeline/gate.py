@@ -44,6 +44,11 @@ def read_gates(root: Path) -> list[Result]:
     return gates
 
 
+def as_list(gates: Sequence[Result]) -> list[dict[str, object]]:
+    """Return the gates as plain data for JSON, as reports/gates.json has them."""
+    return [gate.model_dump() for gate in gates]
+
+
 def table(gates: Sequence[Result]) -> Table:
     """Return the gates as a table to print."""
     shown = Table("gate", "metric", "must be", "is", "result")

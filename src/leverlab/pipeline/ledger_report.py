@@ -1,7 +1,9 @@
 """The ledger of plans as tables and as docs/plans.md."""
 
+import json
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from rich.table import Table
@@ -20,6 +22,33 @@ LEFT = ("hypothesis", "changes", "accept rule", "accepted", "verdict", "command"
 def tables(ledger: PlanLedger) -> list[Table]:
     """Return the tables to print on a terminal."""
     return [rich_table(title, frame, LEFT) for title, frame in _frames(ledger).items()]
+
+
+def as_dict(ledger: PlanLedger) -> dict[str, Any]:
+    """Return the ledger as plain data for JSON; a number that is not defined (NaN) is None."""
+    return {
+        "base": ledger.base,
+        "plans": [_row_as_dict(row) for row in ledger.rows],
+        "not_run": list(ledger.not_run),
+        "unfit": dict(ledger.unfit),
+        "warnings": list(ledger.warnings),
+    }
+
+
+def _row_as_dict(row: PlanRow) -> dict[str, Any]:
+    return {
+        "plan": row.name,
+        "experiment": row.experiment.name,
+        "hypothesis": row.experiment.plan.hypothesis,
+        "changes": {key: {"before": before, "after": after} for key, (before, after) in row.changes.items()},
+        "validation": row.validation,
+        "test": {str(shots): accuracy for shots, accuracy in row.test.items()},
+        "against": row.against,
+        "verdict": _verdict(row),
+        "accepted": None if row.gate is None else row.gate.passed,
+        "pairs": json.loads(row.paired.to_json(orient="records", double_precision=15)),
+        "seconds": row.seconds,
+    }
 
 
 def to_markdown(ledger: PlanLedger) -> str:

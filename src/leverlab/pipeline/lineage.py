@@ -159,11 +159,11 @@ class _Walk:
             record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise LeverlabError(
-                f"{path} is no provenance record ({error}); restore it with git, or delete it"
+                f"{path} is no provenance record ({error}); restore it with git, or run the stage again"
             ) from None
         missing = {"revision", "dirty", "seconds", "params", "inputs", "outs"} - set(record)
         if missing:
-            raise LeverlabError(f"{path} lacks {sorted(missing)}; restore it with git, or delete it")
+            raise LeverlabError(f"{path} lacks {sorted(missing)}; restore it with git, or run the stage again")
         for part in ("inputs", "outs"):
             record[part] = {self._from_root(name, given): digest for given, digest in record[part].items()}
         return record
@@ -215,11 +215,11 @@ def _is_raw(key: str) -> bool:
 def render(origin: Origin, code: bool = False) -> Tree:
     """Return `origin` as a tree to print; with `code`, the modules of each stage one by one."""
     tree = Tree("", hide_root=True)
-    _add_origin(tree, origin, code)
+    _add_origin(tree, origin, code, set())
     return tree
 
 
-def _add_origin(tree: Tree, origin: Origin, code: bool) -> None:
+def _add_origin(tree: Tree, origin: Origin, code: bool, shown: set[str]) -> None:
     line = _marked(origin.path, origin.mark)
     seen = [step for step in origin.made_by if step.seen]
     if seen:
@@ -228,19 +228,25 @@ def _add_origin(tree: Tree, origin: Origin, code: bool) -> None:
     branch = tree.add(line)
     for step in origin.made_by:
         if not step.seen:
-            _add_step(branch.add(_headline(step)), step, code)
+            _add_step(branch.add(_headline(step)), step, code, shown)
 
 
-def _add_step(branch: Tree, step: Step, code: bool) -> None:
-    for key, value in step.params.items():
-        line = f"{_dotted(key)}: {_compact(value)}"
-        branch.add(Text(line, style="dim", no_wrap=True, overflow="ellipsis"))
+def _add_step(branch: Tree, step: Step, code: bool, shown: set[str]) -> None:
+    """Add a stage; params that are in `shown`, with the same value, are only named."""
+    lines = {key: f"{key}: {_compact(value)}" for key, value in step.params.items()}
+    for key, line in lines.items():
+        if line not in shown:
+            branch.add(Text(line.replace(key, _dotted(key), 1), style="dim", no_wrap=True, overflow="ellipsis"))
+    above = [_dotted(key) for key, line in lines.items() if line in shown]
+    if above:
+        branch.add(Text(f"as above: {', '.join(above)}", style="dim", no_wrap=True, overflow="ellipsis"))
+    shown.update(lines.values())
     if step.code:
         modules = branch.add(_code_line(step.code))
         for path, mark in step.code.items() if code else ():
             modules.add(_marked(path, mark))
     for origin in step.inputs:
-        _add_origin(branch, origin, code)
+        _add_origin(branch, origin, code, shown)
     if step.raw:
         branch.add(Text(f"raw rows: {', '.join(f'{key} = {_compact(value)}' for key, value in step.raw.items())}"))
 

@@ -6,8 +6,10 @@ the same ideas at another size.
 """
 
 import copy
+import json
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 from leverlab.config.base import Section, parse_section, read_params, read_yaml
 from leverlab.config.report import GateParams
 from leverlab.errors import LeverlabError
+from leverlab.nearest import did_you_mean
 from leverlab.pipeline.params import check_params
 
 # texts that -S takes as they are; all others are quoted
@@ -50,7 +53,8 @@ class Plan(Section):
 class Experiment:
     """A plan on its base: `name` of its DVC experiment, and `parent`, that of the one that it is judged against.
 
-    `overrides` are all that differ from params.yaml, `changed` the dotted keys that differ from the parent's params.
+    `overrides` are all that differ from params.yaml, `changed` what differs from the parent's params: by dotted key the
+    value before and after, None where there is none.
     `parent` is None for a plan that is judged against params.yaml itself.
     """
 
@@ -58,7 +62,7 @@ class Experiment:
     plan: Plan
     parent: str | None
     overrides: Mapping[str, Any]
-    changed: Sequence[str]
+    changed: Mapping[str, tuple[Any, Any]]
 
     @property
     def warning(self) -> str | None:
@@ -81,7 +85,7 @@ def load_plan(root: Path, name: str) -> Plan:
     """Return plan `name`. Raises `LeverlabError` when there is none or the file is not a plan."""
     path = root / "plans" / f"{name}.yaml"
     if not path.exists():
-        raise LeverlabError(f"there is no plan '{name}'; there are {', '.join(plan_names(root))}")
+        raise LeverlabError(f"there is no plan '{name}'{did_you_mean(name, plan_names(root), '`leverlab plan list`')}")
     data = read_yaml(path)
     try:
         return Plan.model_validate(data)
@@ -129,13 +133,25 @@ def _inherited(root: Path, parent: str | None, base: str | None) -> dict[str, An
     return found
 
 
-def _different(before: Any, after: Any, prefix: str = "") -> list[str]:
-    """Return the dotted keys whose values differ."""
+def _different(before: Any, after: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the values that differ by their dotted keys."""
     if not isinstance(before, Mapping) or not isinstance(after, Mapping):
-        return [] if before == after else [prefix]
-    keys = sorted(before.keys() | after.keys())
+        return {} if before == after else {prefix: (before, after)}
     dot = f"{prefix}." if prefix else ""
-    return [found for key in keys for found in _different(before.get(key), after.get(key), f"{dot}{key}")]
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(before.keys() | after.keys()):
+        found |= _different(before.get(key), after.get(key), f"{dot}{key}")
+    return found
+
+
+def _keys(data: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return all dotted keys of nested params."""
+    found = []
+    for key, value in data.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            found += _keys(value, f"{prefix}{key}.")
+    return found
 
 
 def overridden(params: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +167,8 @@ def overridden(params: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
         for folder in folders:
             section = section.get(folder) if isinstance(section, dict) else None
         if not isinstance(section, dict) or leaf not in section:
-            raise LeverlabError(f"the override '{dotted}' names no key of params.yaml")
+            hint = did_you_mean(dotted, _keys(params), "params.yaml")
+            raise LeverlabError(f"the override '{dotted}' names no key of params.yaml{hint}")
         if isinstance(value, Mapping) and isinstance(section[leaf], Mapping) and value.keys() != section[leaf].keys():
             raise LeverlabError(
                 f"the override '{dotted}' has other keys than params.yaml, and DVC would merge both; override its keys "
@@ -170,6 +187,38 @@ def experiment_command(experiment: Experiment, queue: bool = False) -> list[str]
     """Return the DVC command that runs an experiment, or puts it into DVC's queue."""
     settings = [part for key, value in experiment.overrides.items() for part in ("-S", f"{key}={_literal(value)}")]
     return ["dvc", "exp", "run", *(["--queue"] if queue else []), "-n", experiment.name, *settings]
+
+
+def as_dict(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment as plain data for JSON."""
+    return {
+        "plan": experiment.name,
+        "title": experiment.plan.title,
+        "hypothesis": experiment.plan.hypothesis,
+        "parent": experiment.parent,
+        "accept": experiment.plan.accept,
+        "changes": {key: {"before": old, "after": new} for key, (old, new) in experiment.changed.items()},
+        "warning": experiment.warning,
+        "command": shlex.join(experiment_command(experiment)),
+    }
+
+
+def render(experiment: Experiment) -> str:
+    """Return an experiment as text to print; the last line is the command that runs it."""
+    plan = experiment.plan
+    lines = [plan.title, plan.hypothesis, f"judged against: {experiment.parent or 'params.yaml as it is'}"]
+    if plan.accept is not None:
+        rule = GateParams.model_validate(plan.accept)
+        sign, bound = ("≥", rule.at_least) if rule.at_least is not None else ("≤", rule.at_most)
+        lines.append(f"accept: {rule.metric} {sign} {bound:g}")
+    lines += ["changes:", *(f"  {key}: {_text(old)} -> {_text(new)}" for key, (old, new) in experiment.changed.items())]
+    lines += [f"warning: {experiment.warning}"] if experiment.warning else []
+    return "\n".join([*lines, shlex.join(experiment_command(experiment))])
+
+
+def _text(value: Any) -> str:
+    """Return a value as it is written on one line of a YAML file."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _literal(value: Any) -> str:

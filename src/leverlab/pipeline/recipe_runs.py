@@ -11,7 +11,7 @@ from dvc_data.index import DataIndexDirError
 
 from leverlab.csvfile import read_csv
 from leverlab.errors import LeverlabError
-from leverlab.pipeline.answers_of import commit_of, content_of, experiments, opened, stages_of, stale, yaml_of
+from leverlab.pipeline.answers_of import commit_of, content_of, experiments, opened, recorded_stages, stale, yaml_of
 from leverlab.pipeline.sweep import Ranked, Sweep, rank
 
 CHOICES = "models/best/choices.csv"
@@ -37,11 +37,10 @@ def recipe_sweep(root: Path, recipe: Path, names: Sequence[str]) -> Sweep:
     warnings: list[str] = []
     measures: dict[str, dict[str, Any]] = {}
     for name in names:
-        with opened(root, name, commit_of(name, known)) as (fs, revision):
-            stages = stages_of(yaml_of(fs, name, f"{folder}/dvc.lock"))
-            params = yaml_of(fs, name, f"{folder}/params.yaml")
-            choices, changed = _choices(fs, name, f"{folder}/{CHOICES}")
-        stages = _of_seeds(stages, choices["seed"].tolist())
+        with opened(root, name, commit_of(name, known)) as (repo, revision):
+            stages = recorded_stages(repo, name, folder)
+            params = yaml_of(repo.dvcfs, name, f"{folder}/params.yaml")
+            choices, changed = _choices(repo.dvcfs, name, f"{folder}/{CHOICES}")
         measures[name] = measure = _measure(stages, folder, name)
         beside = {figure: float(choices[figure].mean()) for figure in FIGURES if figure != measure["by"]}
         reached = dict(zip(choices["seed"].tolist(), choices[measure["by"]].astype(float).tolist(), strict=True))
@@ -62,13 +61,6 @@ def recipe_sweep(root: Path, recipe: Path, names: Sequence[str]) -> Sweep:
                 "differ in what is trained alone"
             )
     return rank(runs, str(measures[first]["by"]).replace("_", "-"), warnings)
-
-
-def _of_seeds(stages: Mapping[str, dict[str, Any]], seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Return the stages without those of other seeds, which an earlier run with more seeds left in the lock."""
-    return {
-        name: stage for name, stage in stages.items() if "@" not in name or name.partition("@")[2] in map(str, seeds)
-    }
 
 
 def _measure(stages: Mapping[str, Mapping[str, Any]], folder: str, name: str) -> dict[str, Any]:

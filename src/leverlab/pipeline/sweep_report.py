@@ -1,7 +1,9 @@
 """Ranked experiments as tables for a terminal, as Markdown, as CSV and as a picture of the effects."""
 
+import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -47,6 +49,18 @@ def sentences(found: Sweep) -> list[str]:
         said.append(f"Within one standard error over seeds ({words.percent(error)} points) of it: {within}.")
     said += [f"{', '.join(keys)} change together: their effects cannot be told apart." for keys in found.together]
     return [*said, *(f"Warning: {warning}." for warning in found.warnings)]
+
+
+def as_dict(found: Sweep) -> dict[str, Any]:
+    """Return the ranks and effects as plain data for JSON; a number that is not defined (NaN) is None."""
+    frames = {"runs": found.table, "effects": found.effects}
+    return {
+        "measure": found.measure,
+        "best": found.best,
+        "settings": {str(run): setting(found, str(run)) for run in found.table["run"]},
+        **{name: json.loads(frame.to_json(orient="records", double_precision=15)) for name, frame in frames.items()},
+        "remarks": sentences(found),
+    }
 
 
 def to_markdown(found: Sweep, picture: str) -> str:

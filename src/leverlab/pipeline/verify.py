@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from leverlab.config.base import read_param, read_yaml
 from leverlab.errors import LeverlabError
 from leverlab.files import files_below
 from leverlab.pipeline.compare import largest_difference
-from leverlab.pipeline.resolved import open_pipeline
+from leverlab.pipeline.resolved import open_pipeline, unknown_stage
 
 TAIL_LINES = 20
 
@@ -82,7 +82,7 @@ def select(root: Path, asked: Sequence[str]) -> list[str]:
             plain = name.removeprefix("dvc.yaml:")
             found = {address for address in stages if plain in (address, _matrix(address))}
             if not found:
-                raise LeverlabError(f"there is no stage '{name}'; there are {', '.join(stages)}")
+                raise LeverlabError(unknown_stage(name, stages))
             chosen |= found
         problems = [problem for address in stages if address in chosen for problem in _stale(stages[address], address)]
         if problems:
@@ -100,7 +100,7 @@ def verify_stage(root: Path, name: str, tolerance: float | None = None) -> Verdi
     """
     with open_pipeline(root) as stages, tempfile.TemporaryDirectory(prefix="leverlab-verify-") as folder:
         if name not in stages:
-            raise LeverlabError(f"there is no stage '{name}'; there are {', '.join(stages)}")
+            raise LeverlabError(unknown_stage(name, stages))
         stage = stages[name]
         problems = _stale(stage, name)
         if problems:
@@ -119,6 +119,15 @@ def verify_stage(root: Path, name: str, tolerance: float | None = None) -> Verdi
             return Verdict(name, outs, seconds, deterministic=False)
         again = _lock_entry(copy / os.path.relpath(stage.path, root), stage.name) or {}
         return _judge(stage, name, again, seconds, stated, copy / os.path.relpath(stage.wdir, root))
+
+
+def as_list(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Return the verdicts as plain data for JSON; a largest difference that is not finite is None."""
+    found = []
+    for verdict in verdicts:
+        largest = verdict.largest if verdict.largest is not None and math.isfinite(verdict.largest) else None
+        found.append(asdict(verdict) | {"largest": largest, "passed": verdict.passed, "result": verdict.result})
+    return found
 
 
 def table(verdicts: Sequence[Verdict]) -> Table:
