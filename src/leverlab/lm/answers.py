@@ -22,9 +22,9 @@ def plain_answer(text: str) -> str:
 
     Numbers are compared exactly, by their value: "12.0" and "$12" are 12, "07" is 7, "1,234" is 1234, "1/2" is 0.5 and
     "1e3" is 1000, while "1.25" is not 125 and "-3" is not 3. A sign may be a hyphen, a Unicode minus or an en dash; a
-    currency sign before a number, and at the edges of an answer, does not matter. Commas count as part of a number only
-    between groups of three digits. Neither do case, spaces, an article before the answer, the point after it, or the
-    Unicode normal form (NFC here) matter.
+    currency sign before a number or at the edges of an answer does not matter, whatever the currency. Commas are part
+    of a number only between groups of three digits. Case, spaces, an article before the answer, the point after it and
+    the Unicode normal form do not matter.
     """
     words = " ".join(unicodedata.normalize("NFC", text.lower()).split())
     words = _START.sub("", words.rstrip(f" .{_CURRENCIES}"))
