@@ -14,6 +14,7 @@ import platform
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import time
 import traceback

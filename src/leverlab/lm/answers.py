@@ -1,8 +1,9 @@
 """Answers as they are compared: numbers by their value, everything else as text."""
 
 import re
-import unicodedata
 from fractions import Fraction
+
+from leverlab.texts import normalised
 
 _CURRENCIES = "$€£¥"
 _START = re.compile(rf"^(?:[ {_CURRENCIES}]|\.(?!\d))+")  # a point before a digit is a decimal point
@@ -26,7 +27,7 @@ def plain_answer(text: str) -> str:
     of a number only between groups of three digits. Case, spaces, an article before the answer, the point after it and
     the Unicode normal form do not matter.
     """
-    words = " ".join(unicodedata.normalize("NFC", text.lower()).split())
+    words = " ".join(normalised(text.lower()).split())
     words = _START.sub("", words.rstrip(f" .{_CURRENCIES}"))
     words = words.removeprefix("the ").removeprefix("a ").removeprefix("an ")
     return _NUMBER.sub(_value, words)

@@ -1,16 +1,16 @@
 """Whether the thought of a turn says something about what the policy was told."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 
 from leverlab.lm.questions import UNKNOWN
 from leverlab.lm.turns import TAGS
+from leverlab.texts import normalised
 
 
 def words(text: str) -> list[str]:
     """Return the words of a text in order, in lower case and Unicode's normal form C, without punctuation."""
-    return re.findall(r"\w+", unicodedata.normalize("NFC", text.lower()))
+    return re.findall(r"\w+", normalised(text.lower()))
 
 
 _FUNCTION_WORDS = frozenset(

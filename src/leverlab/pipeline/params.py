@@ -76,8 +76,8 @@ def check_sections(
     seeds = data.get("seeds")
     if not isinstance(seeds, list) or not seeds or not all(map(_is_seed, seeds)):
         problems.append(
-            f"{where}: 'seeds' = {seeds!r} must be a list of whole numbers from 0 to {LARGEST_SEED}; on the command line "
-            "-S 'seeds=[0,1,2]'"
+            f"{where}: 'seeds' = {seeds!r} must be a list of whole numbers from 0 to {LARGEST_SEED}; on the command "
+            "line -S 'seeds=[0,1,2]'"
         )
     elif len(set(seeds)) != len(seeds):
         problems.append(f"{where}: 'seeds' = {seeds!r} names a seed twice")
