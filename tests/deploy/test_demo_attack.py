@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -305,11 +307,14 @@ def test_the_page_writes_nothing_into_the_package(target: Target) -> None:
 
 
 def test_the_check_of_gradio_itself_is_on(tmp_path: Path) -> None:
-    from leverlab.deploy.demo_server import LocalBlocks, application
-
-    blocks = LocalBlocks(tmp_path, analytics_enabled=False)
-    application(blocks, "")
-    assert blocks.has_launched
+    script = (
+        "import sys; from pathlib import Path; from leverlab.deploy.demo_server import LocalBlocks, application\n"
+        "blocks = LocalBlocks(Path(sys.argv[1]), analytics_enabled=False)\n"
+        "application(blocks, '')\n"
+        "sys.exit(not blocks.has_launched)"
+    )
+    # in a process of its own: Gradio leaves event loops open
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)]).returncode == 0
 
 
 def test_a_port_that_is_taken_is_one_sentence(target: Target) -> None:
