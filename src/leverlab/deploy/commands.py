@@ -131,10 +131,16 @@ def demo(
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
     from leverlab.deploy import demo as pages
+    from leverlab.deploy import demo_html, demo_server
 
     opened = Bundle(bundle)
     methods = pages.Methods(opened, pages.read_selectors(opened, selectors))
-    with answering.engine(opened, engine, threads, seconds) as model:
-        blocks = pages.page(opened, methods, model, opened.pool[:8])
-        typer.echo(f"http://{pages.HOST}:{port} (stop with Ctrl-C)")
-        pages.serve(blocks, port)
+    with (
+        demo_server.listen(port) as listening,
+        demo_server.private_folder() as folder,
+        answering.engine(opened, engine, threads, seconds) as model,
+    ):
+        blocks = pages.page(opened, methods, model, opened.pool[:8], folder)
+        app = demo_server.application(blocks, demo_html.CSS)
+        typer.echo(f"http://{demo_server.HOST}:{port} (stop with Ctrl-C)")
+        demo_server.serve(app, listening)

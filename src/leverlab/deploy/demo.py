@@ -1,21 +1,19 @@
 """A page to try methods side by side: the demos that each picks, their scores, the prompt and the answer.
 
 It needs the packages of requirements-demo.txt. It is served to this machine alone, sends nothing anywhere, and its
-content security policy keeps the browser from fetching anything from elsewhere.
+content security policy keeps the browser from fetching anything from elsewhere (see `demo_server`).
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import uvicorn
-from fastapi import FastAPI, Request, Response
-from PIL import Image
 
+from leverlab.deploy import demo_html
 from leverlab.deploy.answering import Engine
 from leverlab.deploy.bundle import FEATURES, Bundle, Pick, PoolSelector
+from leverlab.deploy.demo_server import LocalBlocks
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.baselines import mixed, select
 from leverlab.evaluation.summary import SELECTORS
@@ -24,9 +22,7 @@ from leverlab.selector.candidates import unit_vectors
 from leverlab.selector.inference import InferenceSelector
 
 RANDOM, MIX = "random", "mix"
-HOST = "127.0.0.1"
-POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self'"
-_SHOWN = 160  # pixels of a small image's side on the page
+SCORES = {MIX: "similarity"}  # what a pick's score is; of every other method it is a probability
 
 
 class Methods:
@@ -71,96 +67,59 @@ def read_selectors(bundle: Bundle, folder: Path) -> dict[str, PoolSelector]:
     return ordered or {bundle.info.method: bundle.selector}
 
 
-def page(bundle: Bundle, methods: Methods, engine: Engine, samples: Sequence[Example]) -> gr.Blocks:
-    """Return the page. samples: questions to begin with."""
+def page(bundle: Bundle, methods: Methods, engine: Engine, samples: Sequence[Example], folder: Path) -> LocalBlocks:
+    """Return the page.
 
-    # The page hands images on as pixels; of the samples the bundle must see the files, as they stand in its pool.
-    known = {_pixels(sample.open_image()): sample.image for sample in samples}
+    samples: questions of the pool to begin with; folder: gets their images, and uploads.
+    """
+    known = {(demo.image, demo.question): demo for demo in bundle.pool}
+    meanings = demo_html.word_meanings(bundle.pool)
 
-    def show(image: Image.Image | None, text: str, names: list[str], shots: float) -> list[Any]:
+    def show(image: dict[str, Any] | None, text: str | None, names: list[str] | None, shots: float) -> str:
+        chosen = [name for name in methods.names if name in (names or [])]
+        path, asked = image["path"] if image else "", text or ""
+        given = {"choose an image": path, "ask a question": asked.strip(), "choose a method": chosen}
+        if missing := [step for step, value in given.items() if not value]:
+            return demo_html.problem(" and ".join(missing))
         try:
-            if image is None:
-                raise LeverlabError("choose an image")
-            question = bundle.question(known.get(_pixels(image)) or _png(image), text)
-            columns = [_column(engine, methods.pick(name, question, int(shots)), question) for name in names]
+            question = bundle.question(Path(path).read_bytes(), asked)
+            answered = [_answered(engine, methods, name, question, int(shots)) for name in chosen]
         except LeverlabError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-        by_name = dict(zip(names, columns, strict=True))
-        return [
-            part
-            for name in methods.names
-            for part in (gr.Column(visible=name in by_name), *by_name.get(name, ([], "", "")))
-        ]
+            return demo_html.problem(str(error))
+        return demo_html.results(question, known.get((question.image, question.question)), answered, meanings)
 
-    with gr.Blocks(title="leverlab", analytics_enabled=False) as blocks:
+    with LocalBlocks(folder, title="leverlab", analytics_enabled=False) as blocks:
         gr.Markdown("# leverlab: which demos help?")
+        gr.HTML(demo_html.introduction(meanings), elem_id="introduction", padding=False)
         with gr.Row():
             with gr.Column(scale=1):
-                image = gr.Image(
-                    type="pil", format="png", label="Image", sources=["upload", "clipboard"], elem_id="image"
-                )
+                image = gr.Image(label="Image", sources=["upload", "clipboard"], height=280, elem_id="image")
                 text = gr.Textbox(label="Question", elem_id="question")
+                choices = [(demo_html.label_of(name), name) for name in methods.names]
                 names = gr.CheckboxGroup(
-                    list(methods.names), value=[methods.names[0], methods.names[-1]], label="Methods", elem_id="methods"
+                    choices, value=[methods.names[0], methods.names[-1]], label="Methods", elem_id="methods"
                 )
-                shots = gr.Slider(0, bundle.info.shots, value=bundle.info.shots, step=1, label="Shots")
+                shots = gr.Slider(0, bundle.info.shots, value=bundle.info.shots, step=1, label="Demos in the prompt")
                 run = gr.Button("Answer", variant="primary", elem_id="run")
-                gr.Examples([[sample.open_image(), sample.question] for sample in samples], [image, text])
-            with gr.Column(scale=3), gr.Row():
-                outputs: list[Any] = []
-                for name in methods.names:
-                    with gr.Column(visible=name in names.value, min_width=240) as column:
-                        gr.Markdown(f"### {name}")
-                        answer = gr.Textbox(label="Answer", interactive=False, elem_id=f"answer-{name}")
-                        picks = gr.Gallery(label="Demos", columns=2, height="auto", elem_id=f"picks-{name}")
-                        prompt = gr.Textbox(label="Prompt", lines=8, interactive=False, elem_id=f"prompt-{name}")
-                    outputs += [column, picks, prompt, answer]
-        run.click(show, [image, text, names, shots], outputs, concurrency_limit=1)  # the engine answers one at a time
+            with gr.Column(scale=3):
+                answers = gr.HTML(demo_html.placeholder(), elem_id="answers", padding=False)
+        rows = [[path, sample.question] for path, sample in zip(_write(samples, folder), samples, strict=True)]
+        gr.Examples(rows, [image, text], label="Sample questions, whose right answer is known", elem_id="samples")
+        # Without Gradio's preprocessing the bundle decodes the uploaded file itself, as for every other command; the
+        # engine answers one question at a time.
+        run.click(show, [image, text, names, shots], answers, preprocess=False, concurrency_limit=1)
     return blocks
 
 
-def serve(blocks: gr.Blocks, port: int) -> None:
-    """Serve the page on this machine alone until it is interrupted."""
-    uvicorn.run(application(blocks), host=HOST, port=port, log_level="warning")
+def _answered(engine: Engine, methods: Methods, name: str, question: Example, shots: int) -> demo_html.Answered:
+    picks = methods.pick(name, question, shots)
+    answer = engine.answer([pick.demo for pick in picks], question)
+    return demo_html.Answered(name, picks, SCORES.get(name, "probability"), answer)
 
 
-def application(blocks: gr.Blocks) -> FastAPI:
-    """Return the page as an application whose answers forbid the browser to fetch anything from elsewhere."""
-    app = FastAPI()
-
-    async def keep_at_home(request: Request, call_next: Any) -> Response:
-        response: Response = await call_next(request)
-        response.headers["Content-Security-Policy"] = POLICY
-        return response
-
-    app.middleware("http")(keep_at_home)
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    return gr.mount_gradio_app(app, blocks, path="/", theme=theme)
-
-
-def _column(engine: Engine, picks: Sequence[Pick], question: Example) -> tuple[list[Any], str, str]:
-    """Return gallery, prompt and answer of one method."""
-    demos = [pick.demo for pick in picks]
-    gallery = [
-        (_large(pick.demo.open_image()), f"{pick.demo.answer} · {pick.score:.2f} · {pick.demo.id}") for pick in picks
-    ]
-    turns = [f"user: [image of {demo.id}] {demo.question}\nassistant: {demo.answer}" for demo in demos]
-    prompt = "\n".join([*turns, f"user: [your image] {question.question}"])
-    return gallery, prompt, engine.answer(demos, question)
-
-
-def _large(image: Image.Image) -> Image.Image:
-    """Return a small image enlarged, its pixels kept sharp."""
-    factor = max(1, _SHOWN // max(image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def _pixels(image: Image.Image) -> tuple[tuple[int, int], bytes]:
-    rgb = image.convert("RGB")
-    return rgb.size, rgb.tobytes()
-
-
-def _png(image: Image.Image) -> bytes:
-    content = io.BytesIO()
-    image.convert("RGB").save(content, format="PNG")
-    return content.getvalue()
+def _write(samples: Sequence[Example], folder: Path) -> list[str]:
+    """Write the images of `samples`, byte for byte, and return their paths."""
+    paths = [folder / f"sample-{place}.png" for place, _ in enumerate(samples)]  # browsers go by the content
+    for path, sample in zip(paths, samples, strict=True):
+        path.write_bytes(sample.image)
+    return [str(path) for path in paths]
