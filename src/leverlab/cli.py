@@ -14,6 +14,7 @@ import typer
 from leverlab.deploy import commands
 from leverlab.errors import LeverlabError
 from leverlab.lm import commands as lm_commands
+from leverlab.terminal import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,11 +44,11 @@ def deps(
     root = repository_root()
     if write:
         for path in closures.write(root):
-            typer.echo(f"{path.relative_to(root)}: deps rewritten")
+            echo(f"{path.relative_to(root)}: deps rewritten")
     problems = closures.check(root)
     if problems:
         raise LeverlabError("\n".join(problems))
-    typer.echo("the deps of every stage are what it imports")
+    echo("the deps of every stage are what it imports")
 
 
 Recipe = Annotated[
@@ -62,12 +63,12 @@ def params(folder: Recipe = None) -> None:
         from leverlab.pipeline.params import check_params_file
 
         check_params_file(repository_root() / "params.yaml")
-        typer.echo("params.yaml is valid")
+        echo("params.yaml is valid")
     else:
         from leverlab.pipeline.recipe_params import check_recipe
 
         check_recipe(folder)
-        typer.echo(f"{folder / 'params.yaml'} is valid")
+        echo(f"{folder / 'params.yaml'} is valid")
 
 
 @app.command()
@@ -88,15 +89,15 @@ def blast(
 
     root = repository_root()
     if key is None:
-        typer.echo(f"{radius.write(root)} is written")
+        echo(f"{radius.write(root)} is written")
         return
     reruns = radius.blast(root, key)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(rerun) for rerun in reruns], indent=2))
+        echo(json.dumps([dataclasses.asdict(rerun) for rerun in reruns], indent=2))
     elif reruns:
         _console(200).print(radius.table(key, reruns))
     else:
-        typer.echo(f"no stage reads {key}: a change of it re-runs nothing")
+        echo(f"no stage reads {key}: a change of it re-runs nothing")
 
 
 @app.command()
@@ -108,7 +109,7 @@ def readme(
 
     place = folder or repository_root()
     write(place)
-    typer.echo(f"{place / 'README.md'} holds the tables of {place / 'reports/tables'}")
+    echo(f"{place / 'README.md'} holds the tables of {place / 'reports/tables'}")
 
 
 @app.command()
@@ -127,7 +128,7 @@ def lineage(
     root = repository_root()
     origin = origins.lineage(root, Path(os.path.relpath(file, root)).as_posix())
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(origin), indent=2, ensure_ascii=False))
+        echo(json.dumps(dataclasses.asdict(origin), indent=2))
     else:
         _console(1000, markup=True).print(origins.render(origin, code))
 
@@ -170,9 +171,9 @@ def _compare(
     if html:
         write_text(html, shown.to_html(comparison))
     if as_json:
-        typer.echo(json.dumps(shown.as_dict(comparison), indent=2, ensure_ascii=False))
+        echo(json.dumps(shown.as_dict(comparison), indent=2))
     elif as_markdown:
-        typer.echo(shown.to_markdown(comparison), nl=False)
+        echo(shown.to_markdown(comparison).removesuffix("\n"))
     else:
         console = _console(200)
         for table in shown.tables(comparison):
@@ -207,7 +208,7 @@ def health(
     of_the_repository = Path(os.path.relpath(root / "data/prepared"))
     findings = groups_health(root, file, None if alone else prepared or of_the_repository)
     if as_json:
-        typer.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=2))
+        echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=2))
     else:
         _console(1000, markup=True).print(render(file, findings))
     raise typer.Exit(1 if failures(findings) else 0)
@@ -260,7 +261,7 @@ def plan_list() -> None:
 
     root = repository_root()
     for name in plan_names(root):
-        typer.echo(f"{name}: {load_plan(root, name).title}")
+        echo(f"{name}: {load_plan(root, name).title}")
 
 
 Base = Annotated[str | None, typer.Option(help="Another plan to put under this one: the same idea at its size.")]
@@ -272,12 +273,12 @@ def plan_show(name: str, base: Base = None) -> None:
     from leverlab.pipeline.plans import experiment_command, load_experiment
 
     found = load_experiment(repository_root(), name, base)
-    typer.echo(f"{found.plan.title}\n{found.plan.hypothesis}")
-    typer.echo(f"judged against: {found.parent or 'params.yaml as it is'}\naccept: {found.plan.accept}")
-    typer.echo(f"changes: {', '.join(found.changed)}")
+    echo(f"{found.plan.title}\n{found.plan.hypothesis}")
+    echo(f"judged against: {found.parent or 'params.yaml as it is'}\naccept: {found.plan.accept}")
+    echo(f"changes: {', '.join(found.changed)}")
     if found.warning:
-        typer.echo(f"warning: {found.warning}")
-    typer.echo(shlex.join(experiment_command(found)))
+        echo(f"warning: {found.warning}")
+    echo(shlex.join(experiment_command(found)))
 
 
 @plan.command("run")
@@ -293,7 +294,7 @@ def plan_queue(names: list[str], base: Base = None) -> None:
         code = _run_plan(name, base, queue=True)
         if code != 0:
             raise typer.Exit(code)
-    typer.echo("start the queue with: dvc queue start")
+    echo("start the queue with: dvc queue start")
 
 
 @plan.command("compare")
@@ -365,17 +366,17 @@ def _run_plan(name: str, base: str | None, queue: bool) -> int:
     root = repository_root()
     found = load_experiment(root, name, base)
     if found.warning:
-        typer.echo(f"leverlab: warning: {found.warning}", err=True)
+        echo(f"leverlab: warning: {found.warning}", err=True)
     command = experiment_command(found, queue)
-    typer.echo(shlex.join(command))
+    echo(shlex.join(command))
     return subprocess.run(command, cwd=root, check=False).returncode
 
 
 def _console(width: int, markup: bool = False) -> "Console":
     """Return where to print: a terminal is as wide as it is, a file or a pipe gets whole lines of up to `width`."""
-    from rich.console import Console
+    from leverlab.console import SafeConsole
 
-    return Console(width=None if sys.stdout.isatty() else width, markup=markup, highlight=markup)
+    return SafeConsole(width=None if sys.stdout.isatty() else width, markup=markup, highlight=markup)
 
 
 def repository_root() -> Path:
@@ -395,7 +396,7 @@ def main() -> None:
     try:
         app()
     except LeverlabError as error:
-        print(f"leverlab: {error}", file=sys.stderr)
+        echo(f"leverlab: {error}", err=True)
         sys.exit(1)
 
 
