@@ -358,6 +358,29 @@ def test_a_wrong_bundle_json_is_refused(
         Bundle(copy)
 
 
+@pytest.mark.parametrize("key", ["texts", "mmproj"])
+@pytest.mark.parametrize("name", ["../outside.gguf", "{outside}", "link.gguf", "folder/../../outside.gguf", "a\0b"])
+def test_a_file_outside_of_the_bundle_is_refused(copy: Path, key: str, name: str) -> None:
+    """By its name or through a link; size and digest fit."""
+    outside = copy.parent / "outside.gguf"
+    outside.write_bytes((copy / "text-f16.gguf").read_bytes())
+    (copy / "link.gguf").symlink_to(outside)
+    (copy / "folder").mkdir()
+    name = name.format(outside=outside)
+    listed = {name: {"bytes": outside.stat().st_size, "sha256": digest_of(outside)}}
+    named: dict[str, object] = {"texts": [name]} if key == "texts" else {"mmproj": name}
+    edit_info(copy, lambda info: (info["files"].update(listed), info.update(named)))  # type: ignore[arg-type]
+    with pytest.raises(LeverlabError, match=r"names no file inside .*bundle; copy the file itself into the folder"):
+        Bundle(copy)
+
+
+def test_a_bundle_that_is_a_link_with_links_inside_opens(copy: Path, made: Made) -> None:
+    (copy / "text-f16.gguf").rename(copy / "real.gguf")
+    (copy / "text-f16.gguf").symlink_to("real.gguf")
+    (copy.parent / "other").symlink_to(copy)
+    assert Bundle(copy.parent / "other").info == made.bundle.info
+
+
 def test_an_encoder_that_is_not_there_is_told(copy: Path, made: Made) -> None:
     edit_info(copy, lambda info: info.update(encoder="openai/clip"))
     with pytest.raises(LeverlabError, match="reads features of 'openai/clip', which the bundle does not hold"):

@@ -95,7 +95,7 @@ def stored_tensors(folder: Path, vision: bool) -> dict[str, Stored]:
     stored twice.
     """
     tensors: dict[str, Stored] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         with _opened(file) as opened:
             for source in opened.keys():  # noqa: SIM118 - not a mapping
                 name = source
@@ -151,7 +151,11 @@ def check_layers(layers: int, stored: Mapping[str, Stored], folder: Path) -> Non
         )
 
 
-def _weight_files(folder: Path) -> Iterator[Path]:
+def weight_files(folder: Path) -> Iterator[Path]:
+    """Yield the safetensors files of a checkpoint, in order; that they exist is not checked.
+
+    Raises `LeverlabError` when its index is damaged, or names a file that does not lie beside it.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.exists():
         yield folder / "model.safetensors"

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from leverlab.errors import LeverlabError
+from leverlab.export.checkpoint import weight_files
 from leverlab.files import write_text
 from leverlab.lm.chat import Chat
 
@@ -36,6 +37,8 @@ def load_base(source: str, dtype: str = "float32") -> Base:
 
     Raises `LeverlabError` when it is not there, is cut or damaged, or its tokenizer has no usable chat template.
     """
+    if Path(source).is_dir():
+        list(weight_files(Path(source)))  # transformers would follow an index out of the folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(

@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 import leverlab.vlm.processor  # noqa: F401 - registers the image-only processor with AutoProcessor
 from leverlab.errors import LeverlabError
+from leverlab.export.checkpoint import weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0}  # for `generate`: plain greedy, whatever a checkpoint prefers
@@ -54,6 +55,8 @@ def load_vlm(source: str, dtype: str, device: str = "auto") -> Vlm:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    if Path(source).is_dir():
+        list(weight_files(Path(source)))  # transformers would follow an index out of the folder
     try:
         processor = AutoProcessor.from_pretrained(source)
         model: Any
