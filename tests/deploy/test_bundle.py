@@ -225,7 +225,7 @@ def test_a_question_that_cannot_be_answered_is_named_and_the_others_are_kept(
     monkeypatch.setattr(Bundle, "pick", refused)
     code, said = predict(made, path, tmp_path / "a.parquet")
     assert code == 1
-    assert f"the question with id '{bad.id}' of {path} was not answered: the prompt is too long; or drop it" in said
+    assert f"{path} row 3 (id '{bad.id}') was not answered: the prompt is too long; or drop it" in said
     pq.write_table(pa.concat_tables([rows.slice(0, 3), rows.slice(4)]), path)
     code, said = predict(made, path, tmp_path / "a.parquet")
     assert (code, "4 answers are new" in said) == (0, True), said
@@ -245,7 +245,7 @@ def test_what_is_kept_of_another_run_is_refused(made: Made, tmp_path: Path) -> N
     (tmp_path / "a.parquet.partial.jsonl").write_text('{"of": "another"}\n')
     code, said = predict(made, questions, tmp_path / "a.parquet")
     assert code == 1
-    assert "belongs to a run with another bundle or other options" in said
+    assert "holds answers of another bundle or other options" in said
     (tmp_path / "a.parquet.partial.jsonl").write_text("no json\n")
     assert "is damaged" in predict(made, questions, tmp_path / "a.parquet")[1]
 
