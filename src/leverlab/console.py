@@ -13,7 +13,7 @@ from leverlab.terminal import printable
 class SafeConsole(Console):
     """A console whose texts are printable; its own styles and cursor control still work."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """Return `text` as rich's own text, printable before its width is measured."""
         return super().render_str(printable(text), **options)
 
