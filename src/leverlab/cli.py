@@ -15,6 +15,7 @@ import typer
 from leverlab.deploy import commands
 from leverlab.errors import LeverlabError
 from leverlab.lm import commands as lm_commands
+from leverlab.terminal import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,9 +33,9 @@ def _print_version(asked: bool) -> None:
         from importlib import metadata
 
         try:
-            typer.echo(f"leverlab {metadata.version('leverlab')}")
+            echo(f"leverlab {metadata.version('leverlab')}")
         except metadata.PackageNotFoundError:
-            typer.echo("leverlab (not installed as a package)")
+            echo("leverlab (not installed as a package)")
         raise typer.Exit
 
 
@@ -59,11 +60,11 @@ def deps(
     root = repository_root()
     if write:
         for path in closures.write(root):
-            typer.echo(f"{path.relative_to(root)}: deps rewritten")
+            echo(f"{path.relative_to(root)}: deps rewritten")
     problems = closures.check(root)
     if problems:
         raise LeverlabError("\n".join(problems))
-    typer.echo("the deps of every stage are what it imports")
+    echo("the deps of every stage are what it imports")
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -89,7 +90,7 @@ def params(folder: Recipe = None, as_json: AsJson = False) -> None:
     if as_json:
         _print_json({"file": str(file), "valid": True})
     else:
-        typer.echo(f"{file} is valid")
+        echo(f"{file} is valid")
 
 
 @app.command()
@@ -110,15 +111,15 @@ def blast(
 
     root = repository_root()
     if key is None:
-        typer.echo(f"{radius.write(root)} is written")
+        echo(f"{radius.write(root)} is written")
         return
     reruns = radius.blast(root, key)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(rerun) for rerun in reruns], indent=2))
+        echo(json.dumps([dataclasses.asdict(rerun) for rerun in reruns], indent=2))
     elif reruns:
         _console(200).print(radius.table(key, reruns))
     else:
-        typer.echo(f"no stage reads {key}: a change of it re-runs nothing")
+        echo(f"no stage reads {key}: a change of it re-runs nothing")
 
 
 @app.command()
@@ -130,7 +131,7 @@ def readme(
 
     place = folder or repository_root()
     write(place)
-    typer.echo(f"{place / 'README.md'} holds the tables of {place / 'reports/tables'}")
+    echo(f"{place / 'README.md'} holds the tables of {place / 'reports/tables'}")
 
 
 @app.command()
@@ -149,7 +150,7 @@ def lineage(
     root = repository_root()
     origin = origins.lineage(root, Path(os.path.relpath(file, root)).as_posix())
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(origin), indent=2, ensure_ascii=False))
+        echo(json.dumps(dataclasses.asdict(origin), indent=2))
     else:
         _console(1000, markup=True).print(origins.render(origin, code))
 
@@ -191,9 +192,9 @@ def _compare(
     if html:
         write_text(html, shown.to_html(comparison))
     if as_json:
-        typer.echo(json.dumps(shown.as_dict(comparison), indent=2, ensure_ascii=False))
+        echo(json.dumps(shown.as_dict(comparison), indent=2))
     elif as_markdown:
-        typer.echo(shown.to_markdown(comparison), nl=False)
+        echo(shown.to_markdown(comparison).removesuffix("\n"))
     else:
         console = _console(200)
         for table in shown.tables(comparison):
@@ -228,7 +229,7 @@ def health(
     of_the_repository = Path(os.path.relpath(root / "data/prepared"))
     findings = groups_health(root, file, None if alone else prepared or of_the_repository)
     if as_json:
-        typer.echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=2))
+        echo(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}, indent=2))
     else:
         _console(1000, markup=True).print(render(file, findings))
     raise typer.Exit(1 if failures(findings) else 0)
@@ -326,7 +327,7 @@ def plan_show(name: PlanName, base: Base = None, as_json: AsJson = False) -> Non
     if as_json:
         _print_json(as_dict(found))
     else:
-        typer.echo(render(found))
+        echo(render(found))
 
 
 @plan.command("run")
@@ -344,7 +345,7 @@ def plan_queue(
         code = _run_plan(name, base, queue=True)
         if code != 0:
             raise typer.Exit(code)
-    typer.echo("start the queue with: dvc queue start")
+    echo("start the queue with: dvc queue start")
 
 
 @plan.command("compare")
@@ -421,24 +422,24 @@ def _run_plan(name: str, base: str | None, queue: bool) -> int:
     root = repository_root()
     found = load_experiment(root, name, base)
     if found.warning:
-        typer.echo(f"leverlab: warning: {found.warning}", err=True)
+        echo(f"leverlab: warning: {found.warning}", err=True)
     command = experiment_command(found, queue)
-    typer.echo(shlex.join(command))
+    echo(shlex.join(command))
     return subprocess.run(command, cwd=root, check=False).returncode
 
 
 def _console(width: int, markup: bool = False, stderr: bool = False) -> "Console":
     """Return where to print: a terminal is as wide as it is, a file or a pipe gets whole lines of up to `width`."""
-    from rich.console import Console
+    from leverlab.console import SafeConsole
 
     terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    return Console(width=None if terminal else width, markup=markup, highlight=markup, stderr=stderr)
+    return SafeConsole(width=None if terminal else width, markup=markup, highlight=markup, stderr=stderr)
 
 
 def _print_json(data: object) -> None:
     import json
 
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+    echo(json.dumps(data, indent=2, allow_nan=False))
 
 
 def _check_recipe_folder(folder: Path) -> None:
@@ -468,7 +469,7 @@ def main() -> None:
     try:
         app()
     except LeverlabError as error:
-        print(f"leverlab: {error}", file=sys.stderr)
+        echo(f"leverlab: {error}", err=True)
         sys.exit(1)
 
 

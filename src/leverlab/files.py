@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from leverlab.errors import LeverlabError
+
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a reader, or a run that follows a kill, sees the old file or the new one, never
@@ -24,6 +26,21 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     write_bytes(path, text.encode())
+
+
+def path_inside(folder: Path, name: str) -> Path:
+    """Return the path of `name`, which a file in `folder` or its user names.
+
+    Raises `LeverlabError` when it lies outside of the folder: by an absolute name, by `..` or through a link.
+    """
+    path = folder / name
+    try:
+        inside = not Path(name).is_absolute() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have, or links in a circle
+        inside = False
+    if not inside:
+        raise LeverlabError(f"{name!r:.200} names no file inside {folder}; copy the file itself into the folder")
+    return path
 
 
 def files_below(path: Path) -> Iterator[Path]:

@@ -30,6 +30,7 @@ from leverlab.config.base import SectionT, parse_section, read_param
 from leverlab.dvcfile import Declaration, read_declaration
 from leverlab.errors import LeverlabError
 from leverlab.files import digest, stamp, write_text
+from leverlab.terminal import echo, printable
 from leverlab.worktree import edited_among, git, is_edited, left_detached
 
 PACKAGES = (
@@ -144,7 +145,7 @@ class Stage:
 
     def say(self, text: str) -> None:
         """Print one line about what the stage found."""
-        print(f"{self.name}: {text}", flush=True)
+        echo(f"{self.name}: {text}")
 
     def prepare(self) -> None:
         """Empty the staging folder and make the state folder."""
@@ -230,7 +231,7 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
                 write_text(path, json.dumps(record, indent=2, sort_keys=True) + "\n")
                 run.forget()  # last of all: until here a failure costs no work
     except LeverlabError as error:
-        sys.exit(f"leverlab: stage {stage}: {error}{_where_params_differ(str(error), declaration)}")
+        sys.exit(printable(f"leverlab: stage {stage}: {error}{_where_params_differ(str(error), declaration)}"))
     except Exception as error:
         if not _is_disk_full(error):
             raise

@@ -247,7 +247,7 @@ def test_a_question_that_cannot_be_answered_is_named_and_the_others_are_kept(
     monkeypatch.setattr(Bundle, "pick", refused)
     code, said = predict(made, path, tmp_path / "a.parquet")
     assert code == 1
-    assert f"the question with id '{bad.id}' of {path} was not answered: the prompt is too long; or drop it" in said
+    assert f"{path} row 3 (id '{bad.id}') was not answered: the prompt is too long; or drop it" in said
     pq.write_table(pa.concat_tables([rows.slice(0, 3), rows.slice(4)]), path)
     code, said = predict(made, path, tmp_path / "a.parquet")
     assert (code, "4 answers are new" in said) == (0, True), said
@@ -285,7 +285,7 @@ def test_what_is_kept_of_another_run_is_refused(made: Made, tmp_path: Path) -> N
     (tmp_path / "a.parquet.partial.jsonl").write_text('{"of": "another"}\n')
     code, said = predict(made, questions, tmp_path / "a.parquet")
     assert code == 1
-    assert "belongs to a run with another bundle or other options" in said
+    assert "holds answers of another bundle or other options" in said
     (tmp_path / "a.parquet.partial.jsonl").write_text("no json\n")
     assert "is damaged" in predict(made, questions, tmp_path / "a.parquet")[1]
 
@@ -415,6 +415,29 @@ def test_a_wrong_bundle_json_is_refused(
     edit_info(copy, change)
     with pytest.raises(LeverlabError, match=message):
         Bundle(copy)
+
+
+@pytest.mark.parametrize("key", ["texts", "mmproj"])
+@pytest.mark.parametrize("name", ["../outside.gguf", "{outside}", "link.gguf", "folder/../../outside.gguf", "a\0b"])
+def test_a_file_outside_of_the_bundle_is_refused(copy: Path, key: str, name: str) -> None:
+    """By its name or through a link; size and digest fit."""
+    outside = copy.parent / "outside.gguf"
+    outside.write_bytes((copy / "text-f16.gguf").read_bytes())
+    (copy / "link.gguf").symlink_to(outside)
+    (copy / "folder").mkdir()
+    name = name.format(outside=outside)
+    listed = {name: {"bytes": outside.stat().st_size, "sha256": digest_of(outside)}}
+    named: dict[str, object] = {"texts": [name]} if key == "texts" else {"mmproj": name}
+    edit_info(copy, lambda info: (info["files"].update(listed), info.update(named)))  # type: ignore[arg-type]
+    with pytest.raises(LeverlabError, match=r"names no file inside .*bundle; copy the file itself into the folder"):
+        Bundle(copy)
+
+
+def test_a_bundle_that_is_a_link_with_links_inside_opens(copy: Path, made: Made) -> None:
+    (copy / "text-f16.gguf").rename(copy / "real.gguf")
+    (copy / "text-f16.gguf").symlink_to("real.gguf")
+    (copy.parent / "other").symlink_to(copy)
+    assert Bundle(copy.parent / "other").info == made.bundle.info
 
 
 def test_an_encoder_that_is_not_there_is_told(copy: Path, made: Made) -> None:

@@ -211,3 +211,14 @@ def test_merged_says_what_the_adapter_says(saved: tuple[Path, torch.Tensor], tmp
     assert torch.allclose(logits(merged.model), said, atol=1e-4)
     assert not any("lora" in name for name, _ in merged.model.named_parameters())
     assert merged.chat.prompt("a") == CHAT.prompt("a")
+
+
+def test_an_index_of_a_base_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    one = base()
+    save_merged(new_adapter(one, rank=4, alpha=8, seed=1), one, tmp_path / "base")
+    outside = (tmp_path / "base/model.safetensors").rename(tmp_path / "outside.safetensors")
+    weights = dict.fromkeys(load_file(outside), "../outside.safetensors")
+    index = tmp_path / "base/model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    with pytest.raises(LeverlabError, match=r"shard '\.\./outside\.safetensors' is no safetensors file beside it"):
+        load_base(str(tmp_path / "base"))

@@ -27,7 +27,6 @@ from leverlab.lm.talk import (
     load_speaker,
     own_question,
     parts,
-    printable,
     questions_file,
     read_recipe,
 )
@@ -235,10 +234,6 @@ def test_a_mistake_is_told_and_the_talk_goes_on(say: Say, line: str, told: str) 
     assert told in shown
     assert shown.rstrip().splitlines()[-1].startswith("grpo, question")
     assert rows(shown)["total"][2] == "1.00"
-
-
-def test_what_would_steer_the_terminal_is_taken_out() -> None:
-    assert printable("a\x1b[2Jb\rc\nd é…") == "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}c\nd é…"
 
 
 def test_words_are_shown_as_they_stand(say: Say) -> None:

@@ -350,14 +350,14 @@ def test_plain_data(shown: Comparison) -> None:
 
 def test_markdown(shown: Comparison) -> None:
     lines = [" ".join(line.split()) for line in to_markdown(shown).splitlines()]
-    assert lines[0] == "# GRPO: [a]<i> (0000000) and b|b (0000000)"
+    assert lines[0] == "# GRPO: [a]\\<i> (0000000) and b\\|b (0000000)"
     for line in (
         "| 1 | b\\|b | 0.0 | [0.0, 0.0] | 1 | – |",
-        "| [a]<i> | b\\|b | 1 | +100.0 | [+100.0, +100.0] | 0.004 | 0.004 | – | above |",
-        "| [a]<i> | b\\|b | 2 | 0.0 | [0.0, 0.0] | 1.000 | 1.000 | – | no difference shown |",
-        "| [a]<i> | b\\|b | 2 | 100.0 | 100.0 | 1 |",
+        "| [a]\\<i> | b\\|b | 1 | +100.0 | [+100.0, +100.0] | 0.004 | 0.004 | – | above |",
+        "| [a]\\<i> | b\\|b | 2 | 0.0 | [0.0, 0.0] | 1.000 | 1.000 | – | no difference shown |",
+        "| [a]\\<i> | b\\|b | 2 | 100.0 | 100.0 | 1 |",
         "| x | [true] | [null] |",
-        "- **Warning:** say <b>",
+        "- **Warning:** say \\<b>",
     ):
         assert line in lines
 

@@ -166,7 +166,7 @@ def make_repository(
     stage = {"cmd": "x", "deps": list(DEPS), "params": ["seeds", "grpo", "report"], "outs": list(OUTS)}
     write("dvc.yaml", json.dumps({"stages": {"report": stage}}))
     write("src/leverlab/report/page.html.jinja", "declared")
-    card = "# Data card: toy\n\n<script>alert(1)</script>\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+    card = "# Data card: toy\n\n<script>alert(1)</script> [x](//e.com) <a@e>\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n"
     write("reports/data_card.md", card)
     (root / "data").mkdir()
     write_table(root / "data/answers.parquet", answers.to_dict("records"), ANSWER_SCHEMA)
@@ -392,6 +392,7 @@ def test_findings_gates_export_and_lineage_are_shown(built: Any) -> None:
     assert chosen == [[*row, "chosen"] for row in short]
     assert ["grpo.lr", "5e-05"] in page.rows["lineage"]
     assert "<script>" not in html
+    assert "[x](//e.com) &lt;a@e&gt;" in html
     assert json.loads((root / "reports/gates.json").read_text())[0] == {
         "name": "over_sft",
         "metric": "lift.over_sft",

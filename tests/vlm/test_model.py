@@ -54,6 +54,14 @@ def test_a_checkpoint_is_loaded_frozen_with_an_image_only_processor(vlm: Vlm) ->
     assert torch.equal(vlm.embed_tokens(ids), vlm.model.get_input_embeddings().weight[ids])
 
 
+def test_an_index_that_leads_out_of_the_folder_is_refused(folder: Path) -> None:
+    """The weights that it names are whole, and transformers would load them."""
+    outside = (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    weights = dict.fromkeys(load_file(outside), "../outside.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    assert "shard '../outside.safetensors' is no safetensors file beside it" in fails(str(folder))
+
+
 def test_bfloat16_rounds_the_stored_weights(tiny_folder: Path, vlm: Vlm) -> None:
     half = load_vlm(str(tiny_folder), "bfloat16", "cpu")
     assert half.dtype == torch.bfloat16

@@ -91,3 +91,16 @@ def test_the_card() -> None:
     assert str(table.loc[needed.family, "asks when it need not"]) == "nan"
     changed = {**splits, "val": splits["val"][1:]}
     assert data_card("clarify", changed, taught, notes) != card
+
+
+def test_texts_of_a_data_set_are_no_markup_in_the_card() -> None:
+    """Pipes, links and tags are shown; the answer 12.50 keeps its digits."""
+    splits, notes = make_splits(params("clarify"))
+    evil = "a | [b](http://e.com) <b> `c`"
+    bad = splits["train"][0].model_copy(update={"text": evil, "kind": evil, "answer": "12.50", "user": evil})
+    card = data_card(evil, splits | {"train": [bad, *splits["train"][1:]]}, [], notes)
+    written = r"a \| [b\](http\://e.com) \<b> \`c\`"
+    assert card.startswith(f"# Data card: {written}\n")
+    assert card.count(written) == 5  # title, kind and user with their counts, kind and text of the example
+    assert evil not in card
+    assert "| 12.50 " in card

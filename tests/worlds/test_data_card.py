@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from markdown_it import MarkdownIt
 
 from leverlab.records import Example
 from leverlab.worlds.data_card import data_card, split_digest
@@ -28,6 +29,23 @@ def test_counts_by_hand():
     assert "label noise in the pool: 0.1" in text
     assert "64 demos of the pool a set, sampler `mix`" in text
     assert f"| pool | `{split_digest((A, B))}` |" in text
+
+
+def test_texts_of_a_data_set_are_no_markup():
+    """Links, images, tags, pipes, code, headings and line breaks in every text: one table cell each, shown as it is."""
+    evil = "# a | [b](http://e.com) ![c](d) <script>e</script> `f` **g**\n\n## h\x1b[2J"
+    bad = replace(A, id=evil, image_id=evil, question=evil, question_type=evil, answers=(evil, f"{evil}\\"))
+    world = World(evil, (bad,), (B,), (B,), (B,), evil, evil)
+    text = data_card(world, 0.1, 7, "mix", 64, 20, 1, evil)
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+    kinds = {child.type for token in tokens for child in token.children or []}
+    assert kinds <= {"text", "text_special", "code_inline", "softbreak"}
+    seen = " ".join(evil.split()).replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+    texts = ["".join(child.content for child in token.children) for token in tokens if token.type == "inline"]
+    assert texts[:3] == [f"Data card: {seen}", seen, f"Licence: {seen}"]
+    assert [texts.count(part) for part in (seen, f"{seen}, {seen}\\")] == [6, 1]
+    plain = MarkdownIt("commonmark").enable("table").parse(card(World("w", (A,), (B,), (B,), (B,), "CC0", "d")))
+    assert [token.type for token in tokens] == [token.type for token in plain]
 
 
 def test_three_examples_a_split_and_equal_cards_for_equal_worlds():

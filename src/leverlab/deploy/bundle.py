@@ -17,6 +17,7 @@ from leverlab.config.gguf import kind_of, text_file
 from leverlab.deploy.features import FeatureEncoder
 from leverlab.errors import LeverlabError
 from leverlab.export.images import ImageLimits
+from leverlab.files import path_inside
 from leverlab.images import decode_image, pixel_digest
 from leverlab.records import Example, read_examples
 from leverlab.selector.candidates import SAMPLERS, draw_candidates
@@ -107,7 +108,10 @@ class Pick:
 
 
 class Bundle:
-    """A bundle in use. Raises `LeverlabError` when a file of it is missing, cut or changed, or its pool is empty."""
+    """A bundle in use.
+
+    Raises `LeverlabError` when a file of it is missing, cut, changed or outside of its folder, or its pool is empty.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.info = folder, _read_info(folder)
@@ -149,7 +153,8 @@ class Bundle:
     def question(self, image: bytes, question: str) -> Example:
         """Return a new question about an encoded image (PNG, JPEG …), named by a digest of its pixels and the text.
 
-        Raises `LeverlabError` when the image cannot be decoded, and when the question is empty or badly encoded.
+        Raises `LeverlabError` when the image cannot be decoded or is too thin, and when the question is empty or badly
+        encoded.
         """
         if any("\ud800" <= letter <= "\udfff" for letter in question):
             raise LeverlabError(f"the question {question!r:.80} holds half a character; repair its encoding")
@@ -214,7 +219,7 @@ def _read_info(folder: Path) -> BundleInfo:
 
 def _check_files(folder: Path, info: BundleInfo) -> None:
     for name, expected in info.files.items():
-        path = folder / name
+        path = path_inside(folder, name)
         if not path.is_file():
             raise LeverlabError(f"the bundle lacks {path}; copy it whole, or make it again with dvc repro bundle")
         size = path.stat().st_size

@@ -5,6 +5,7 @@ from itertools import takewhile
 
 from leverlab.config.gguf import kind_of
 from leverlab.deploy.bundle import VLM_ENCODER, BundleInfo
+from leverlab.markdown import inline
 from leverlab.records import Example
 from leverlab.vlm.prompt import PromptFormat
 
@@ -62,7 +63,8 @@ def readme(info: BundleInfo, text: str) -> str:
     fewest, most = info.images.tokens
     files = "\n".join(f"| `{name}` | {file.bytes:,} | `{file.sha256[:16]}` |" for name, file in info.files.items())
     gates = "\n".join(
-        f"| {gate['name']} | {gate['metric']} | {gate['value']} | {'pass' if gate['passed'] else '**fail**'} |"
+        f"| {inline(gate['name'])} | {inline(gate['metric'])} | {gate['value']} | "
+        f"{'pass' if gate['passed'] else '**fail**'} |"
         for gate in info.gates
     )
     return f"""# A demo selector and the model that answers
@@ -107,7 +109,8 @@ The limits of an image's tokens are not in the files: without these options llam
 def _picking(info: BundleInfo, kind: str) -> str:
     """Return how to pick demos for new questions, where the bundle can make their features."""
     if info.encoder != VLM_ENCODER:
-        return f"""New questions have no features here: the selector reads those of {info.encoder}, which these files do
+        encoder = inline(info.encoder)
+        return f"""New questions have no features here: the selector reads those of {encoder}, which these files do
 not hold.
 """
     return f"""```bash

@@ -1,11 +1,14 @@
 """The commands of `leverlab` that use a bundle: select, predict and demo. The library is imported inside them."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from leverlab.terminal import echo, one_line
 
 if TYPE_CHECKING:
     from leverlab.deploy.bundle import Bundle, Pick
@@ -15,7 +18,9 @@ Folder = Annotated[Path, typer.Option(help="Folder of the bundle.")]
 Shots = Annotated[int | None, typer.Option(min=0, help="Demos to show; by default as many as the selector picks.")]
 Engine = Annotated[
     str | None,
-    typer.Option(help="What answers: f16, q8_0 (the default), q5_0, q4_0, or transformers."),
+    typer.Option(
+        help="What answers: f16, q8_0 (the default), q5_0, q4_0, or transformers where the checkpoint is at hand."
+    ),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="Threads of llama.cpp.")]
 Seconds = Annotated[float, typer.Option(min=0.001, help="That loading, or one answer, may take.")]
@@ -42,6 +47,7 @@ def select(
     from leverlab.errors import LeverlabError
 
     opened = Bundle(bundle)
+    kind = answering.checked_kind(opened, engine) if answer else None
     try:
         content = image.read_bytes()
     except OSError as error:
@@ -50,45 +56,58 @@ def select(
     picks = opened.pick(asked, opened.info.shots if shots is None else shots)
     demos = [pick.demo for pick in picks]
     said = None
-    if answer:
-        with answering.engine(opened, engine, threads, seconds) as model:
+    if kind is not None:
+        with answering.engine(opened, kind, threads, seconds) as model:
             said = model.answer(demos, asked)
     if as_json:
         shown: dict[str, Any] = {
             "picks": [{"id": pick.demo.id, "score": pick.score} for pick in picks],
             "messages": chat_messages(demos, asked, opened.info.images, opened.encoder.text_tokens),
         }
-        typer.echo(json.dumps(shown | ({} if said is None else {"answer": said}), indent=2))
+        echo(json.dumps(shown | ({} if said is None else {"answer": said}), indent=2))
         return
     _print(opened, picks, asked, said)
 
 
 def _print(bundle: "Bundle", picks: Sequence["Pick"], asked: "Example", said: str | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "demo", "score", "question", "answer", title=f"demos picked by {bundle.info.method}")
+    from leverlab.console import SafeConsole
+
+    table = Table("", "demo", "score", "question", "answer", title=f"demos picked by {one_line(bundle.info.method)}")
+    demos = [pick.demo for pick in picks]
     for place, pick in enumerate(picks, 1):
         demo = pick.demo
-        table.add_row(str(place), demo.id, f"{pick.score:.3f}", demo.question, demo.answer)
-    console = Console(highlight=False, markup=False)
+        table.add_row(
+            str(place), one_line(demo.id), f"{pick.score:.3f}", one_line(demo.question), one_line(demo.answer)
+        )
+    console = SafeConsole(highlight=False, markup=False, emoji=False)
     console.print(table)
     console.print("prompt:")
-    for demo in (pick.demo for pick in picks):
-        console.print(f"  user: [image of {demo.id}] {demo.question}\n  assistant: {demo.answer}")
-    console.print(f"  user: [your image] {asked.question}")
+    for demo in demos:
+        console.print(f"  user: [image of {one_line(demo.id)}] {one_line(demo.question)}")
+        console.print(f"  assistant: {one_line(demo.answer)}")
+    console.print(f"  user: [your image] {one_line(asked.question)}")
     if said is not None:
-        console.print(f"answer: {said}")
+        console.print(f"answer: {one_line(said)}")
 
 
 def predict(
-    questions: Annotated[Path, typer.Argument(help="A parquet file with the columns id, image and question.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The parquet file to write.")],
+    questions: Annotated[
+        Path,
+        typer.Argument(
+            help="A file .parquet, .csv or .jsonl with id, image and question; an image is bytes in parquet, else the "
+            "name of a file beside it."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write: .parquet, .csv or .jsonl.")],
     bundle: Folder = BUNDLE,
     shots: Shots = None,
     engine: Engine = None,
     threads: Threads = 1,
     seconds: Seconds = 60.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file that is there already.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object about the run.")] = False,
 ) -> None:
     """Answer a file of questions with a bundle; a run that was stopped goes on where it was."""
     from tqdm import tqdm
@@ -98,14 +117,20 @@ def predict(
     from leverlab.deploy.predict import predict as predict_all
 
     opened = Bundle(bundle)
+    kind, most = answering.checked_kind(opened, engine), opened.info.shots if shots is None else shots
 
-    def track(left: Sequence[tuple[str, "Example"]], done: int) -> Iterable[tuple[str, "Example"]]:
-        return tqdm(left, desc="questions", total=len(left) + done, initial=done)
+    def load() -> AbstractContextManager[answering.Engine]:
+        return answering.engine(opened, kind, threads, seconds)
 
-    with answering.engine(opened, engine, threads, seconds) as model:
-        kind, most = engine or opened.default_kind, opened.info.shots if shots is None else shots
-        count = predict_all(opened, model, kind, questions, out, most, track)
-    typer.echo(f"{out} is written; {count} answers are new")
+    def track(label: str, total: int | None, done: int) -> Any:
+        return tqdm(desc=label, total=total, initial=done)
+
+    found = predict_all(opened, kind, load, questions, out, most, track, overwrite)
+    if as_json:
+        about = {"out": str(out), "questions": found.questions, "new": found.new, "engine": kind, "shots": most}
+        echo(json.dumps(about, indent=2))
+    else:
+        echo(f"{out} is written; {found.new} answers are new")
 
 
 def demo(

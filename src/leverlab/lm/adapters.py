@@ -13,6 +13,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from leverlab.checkpoint_files import weight_files
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
 from leverlab.lm.chat import Chat
@@ -38,6 +39,8 @@ def load_base(source: str, dtype: str = "float32") -> Base:
     Code that a checkpoint brings is not run. Raises `LeverlabError` when it is not there, is cut or damaged, or its
     tokenizer has no usable chat template.
     """
+    if Path(source).is_dir():
+        list(weight_files(Path(source)))  # transformers would follow an index out of the folder
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(

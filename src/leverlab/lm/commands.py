@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from leverlab.terminal import echo
+
 
 def chat(
     folder: Annotated[Path, typer.Argument(help="Folder of the recipe, such as recipes/clarify.")],
@@ -22,9 +24,9 @@ def chat(
     """Talk to a policy of a recipe: it asks, you answer, and the terms of its reward are shown."""
     if not math.isfinite(temperature):
         raise typer.BadParameter("the temperature must be a number from 0 on")
-    from rich.console import Console
     from transformers.utils import logging
 
+    from leverlab.console import SafeConsole
     from leverlab.lm.questions import read_questions
     from leverlab.lm.talk import Speaker, Talk, load_speaker, questions_file, read_recipe
 
@@ -37,7 +39,7 @@ def chat(
         return load_speaker(recipe, policy, seed)
 
     on_terminal = sys.stdout.isatty()
-    console = Console(width=None if on_terminal else 200, markup=False, emoji=False, highlight=False)
+    console = SafeConsole(width=None if on_terminal else 200, markup=False, emoji=False, highlight=False)
     talk = Talk(questions, load, stage, recipe.limits, recipe.alpha, temperature, seed, _read, console)
     with contextlib.suppress(KeyboardInterrupt):
         talk.run()
@@ -48,5 +50,5 @@ def _read(prompt: str) -> str:
     """Return the next line. One from a pipe is printed: what is written then holds the whole talk."""
     line = input(prompt)
     if not sys.stdin.isatty():
-        typer.echo(line)
+        echo(line)
     return line

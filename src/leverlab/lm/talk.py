@@ -20,6 +20,7 @@ from leverlab.lm.questions import Question
 from leverlab.lm.reasons import reasons
 from leverlab.lm.rollouts import Limits, roll_out
 from leverlab.lm.turns import Turn, parse_turn
+from leverlab.terminal import printable
 from leverlab.texts import normalised
 
 BASE = "base"  # the base model without an adapter
@@ -147,11 +148,6 @@ def ending(dialogue: Dialogue) -> str:
         "cut": "the dialogue ends: its last turn was too long and was cut, so it says nothing",
         "turns": f"the dialogue ends without an answer: turn {len(dialogue.turns)} is the last one, and it asks",
     }[dialogue.end]
-
-
-def printable(text: str) -> str:
-    """Return `text` without what would steer the terminal: a model may say any byte."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 class _Heard(Chat):

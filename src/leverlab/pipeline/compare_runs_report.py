@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leverlab.evaluation.statistics import NO_DIFFERENCE
+from leverlab.markdown import inline
 from leverlab.pipeline.compare_runs import Comparison, as_text
 from leverlab.report import words
 from leverlab.report.page import page_template
@@ -61,7 +62,11 @@ def rich_table(title: str, frame: pd.DataFrame, left: Sequence[str] = LEFT) -> T
 
 def to_markdown(comparison: Comparison) -> str:
     """Return the comparison as a Markdown document."""
-    parts = [f"# {_title(comparison)}", _list(sentences(comparison)), _list(comparison.warnings, "**Warning:** ")]
+    parts = [
+        f"# {inline(_title(comparison))}",
+        _list(sentences(comparison)),
+        _list(comparison.warnings, "**Warning:** "),
+    ]
     parts += [f"## {title}\n\n{markdown(frame, LEFT).rstrip()}" for title, frame in _frames(comparison).items()]
     parts += ["" if comparison.params else NO_PARAM, "\n\n".join(notes(comparison))]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -193,7 +198,7 @@ def _sentence(rows: pd.DataFrame) -> str:
 
 
 def _list(lines: Sequence[str], prefix: str = "") -> str:
-    return "\n".join(f"- {prefix}{line}" for line in lines)
+    return "\n".join(f"- {prefix}{inline(line)}" for line in lines)
 
 
 def _places(frame: pd.DataFrame, value: str, shown: Sequence[bool], also: Sequence[float]) -> list[dict[str, Any]]:

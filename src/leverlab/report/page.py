@@ -240,8 +240,9 @@ def _curves_alt(report: Report) -> str:
 
 
 def _markdown(text: str) -> Markup:
-    """Return Markdown as HTML two heading levels down, tables scrollable, without raw HTML or images."""
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table").disable("image")
+    """Return Markdown as HTML two heading levels down, tables scrollable, without raw HTML, links and images."""
+    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.disable(["image", "link", "autolink", "reference"])
     scroll = '<div class="scroll" tabindex="0" role="region" aria-label="Table of the data card"><table>'
     parser.add_render_rule("table_open", lambda *_: scroll)
     parser.add_render_rule("table_close", lambda *_: "</table></div>")

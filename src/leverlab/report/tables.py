@@ -8,6 +8,7 @@ import pandas as pd
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.gates import Gate
 from leverlab.files import write_text
+from leverlab.markdown import inline
 from leverlab.report.words import (
     LABELS,
     NOTHING,
@@ -171,8 +172,8 @@ def question_types_text(types: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(frame: pd.DataFrame, left: Sequence[str] = ()) -> str:
     """Return a data frame of text as a Markdown table; columns stand right but for the first and those in `left`."""
-    heads = [_escaped(str(column)) for column in frame.columns]
-    rows = [[_escaped(str(cell)) for cell in row] for row in frame.itertuples(index=False)]
+    heads = [inline(str(column)) for column in frame.columns]
+    rows = [[inline(str(cell)) for cell in row] for row in frame.itertuples(index=False)]
     widths = [max([3, *map(len, column)]) for column in zip(heads, *rows, strict=True)]
     flush = [i == 0 or name in left for i, name in enumerate(frame.columns)]
     rule = [
@@ -197,7 +198,3 @@ def write_markdown(path: Path, frame: pd.DataFrame, left: Sequence[str] = ()) ->
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
     """Write the numbers of a data frame as CSV with six digits."""
     write_text(path, frame.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-
-
-def _escaped(cell: str) -> str:
-    return " ".join(cell.replace("|", "\\|").split())

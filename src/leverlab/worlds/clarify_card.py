@@ -7,6 +7,7 @@ import pandas as pd
 
 from leverlab.lm.questions import Question
 from leverlab.lm.records import Taught
+from leverlab.markdown import code, inline
 
 _EXAMPLES = 2  # of each split
 
@@ -26,7 +27,7 @@ def data_card(
     counts.columns = pd.Index(["split", "family", "questions", "share that needs an ask"])
     kinds = frame.pivot_table(index="kind", columns="split", aggfunc="size", fill_value=0)[order].reset_index()
     users = frame.pivot_table(index="user", columns="split", aggfunc="size", fill_value=0)[order].reset_index()
-    digests = pd.DataFrame([{"split": name, "sha256": f"`{digest(found)}`"} for name, found in splits.items()])
+    digests = pd.DataFrame([{"split": name, "sha256": digest(found)} for name, found in splits.items()])
     examples = pd.DataFrame(
         [
             {"split": name, "kind": q.kind, "text": q.text[:300], "slot": q.slot, "answer": q.answer}
@@ -36,7 +37,7 @@ def data_card(
     )
     return "\n\n".join(
         [
-            f"# Data card: {world}",
+            f"# Data card: {inline(world)}",
             *notes,
             "## Questions",
             _table(counts),
@@ -47,7 +48,7 @@ def data_card(
             "## The teacher",
             _table(teacher_table(splits["train"], taught)),
             "## Digests",
-            _table(digests),
+            _table(digests, code_of="sha256"),
             "## Examples",
             _table(examples),
             "",
@@ -83,5 +84,12 @@ def _share(values: Sequence[bool]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def _table(frame: pd.DataFrame) -> str:
-    return str(frame.to_markdown(index=False, floatfmt=".3f"))
+def _table(frame: pd.DataFrame, code_of: str | None = None) -> str:
+    """Return a table in Markdown that shows texts as they are, also one that is a number: the answer 12.50 stays.
+
+    code_of: the column that is set as code.
+    """
+    texts = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    shown = frame.assign(**{name: frame[name].map(code if name == code_of else inline) for name in texts})
+    places = [frame.columns.get_loc(name) for name in texts]
+    return str(shown.to_markdown(index=False, floatfmt=".3f", disable_numparse=places))

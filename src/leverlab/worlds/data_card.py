@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
+from leverlab.markdown import code, inline, paragraph
 from leverlab.records import Example
 from leverlab.worlds.world import World
 
@@ -36,13 +37,13 @@ def data_card(
     splits = world.splits()
     types = sorted({example.question_type for examples in splits.values() for example in examples})
     parts = [
-        f"# Data card: {world.name}",
-        world.description,
-        f"- Licence: {world.licence}\n"
+        f"# Data card: {inline(world.name)}",
+        paragraph(world.description),
+        f"- Licence: {inline(world.licence)}\n"
         f"- Seed {seed}; label noise in the pool: {label_noise:g}\n"
-        f"- Candidates: {candidates} demos of the pool a set, sampler `{sampler}`, features of `{encoder}`; sets for a "
-        f"train question {train_sets}, for a val question {val_sets}, for a test question 1. A demo that shows the "
-        "question's own image is never a candidate.",
+        f"- Candidates: {candidates} demos of the pool a set, sampler `{sampler}`, features of {code(encoder)}; sets "
+        f"for a train question {train_sets}, for a val question {val_sets}, for a test question 1. A demo that shows "
+        "the question's own image is never a candidate.",
         "## Splits",
         _table(
             ["split", "questions", "distinct images", "distinct answers", "answers a question"],
@@ -57,7 +58,10 @@ def data_card(
     ]
     for name, examples in splits.items():
         rows = [
-            [example.id, example.image_id, example.question_type, example.question, ", ".join(example.answers)]
+            [
+                *map(inline, (example.id, example.image_id, example.question_type, example.question)),
+                inline(", ".join(example.answers)),
+            ]
             for example in examples[:EXAMPLES_SHOWN]
         ]
         parts += [f"### {name}", _table(["id", "image", "type", "question", "answers"], rows)]
@@ -73,10 +77,8 @@ def _split_row(name: str, examples: Sequence[Example]) -> list[str]:
 
 def _type_rows(types: Sequence[str], splits: dict[str, tuple[Example, ...]]) -> list[list[str]]:
     counts = {name: Counter(example.question_type for example in examples) for name, examples in splits.items()}
-    return [[question_type, *(str(counts[name][question_type]) for name in splits)] for question_type in types]
+    return [[inline(question_type), *(str(counts[name][question_type]) for name in splits)] for question_type in types]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
