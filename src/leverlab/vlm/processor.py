@@ -1,13 +1,11 @@
 """An image-only processor for Qwen2.5-VL checkpoints.
 
 `Qwen2_5_VLProcessor` insists on a video processor, which needs torchvision; leverlab shows images only and needs
-neither. Registering this class also matters for correctness: without it `AutoProcessor` silently returns the bare
-tokenizer for a checkpoint that holds no video processor.
+neither.
 """
 
 from typing import Any
 
-from transformers import AutoProcessor, Qwen2_5_VLConfig
 from transformers.processing_utils import ProcessorMixin
 
 
@@ -27,6 +25,3 @@ class ImageOnlyQwen25VLProcessor(ProcessorMixin):
         """Return the placeholder text of image `image_idx`, called by `ProcessorMixin.__call__`."""
         merge = self.image_processor.merge_size**2
         return str(self.image_token * (int(image_inputs["image_grid_thw"][image_idx].prod()) // merge))
-
-
-AutoProcessor.register(Qwen2_5_VLConfig, ImageOnlyQwen25VLProcessor, exist_ok=True)
