@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,6 @@ from leverlab.cli import app
 from leverlab.deploy.answering import engine
 from leverlab.deploy.bundle import INFO, Bundle, digest_of
 from leverlab.deploy.bundle_guide import markers
-from leverlab.deploy.predict import predict as predict_all
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
 from leverlab.selector.batches import QueryData
@@ -255,24 +254,6 @@ def test_a_question_that_cannot_be_answered_is_named_and_the_others_are_kept(
     assert pq.read_table(tmp_path / "a.parquet")["id"].to_pylist() == ids
 
 
-def test_every_demo_that_may_be_picked_is_checked_before_anything_is_answered(made: Made, tmp_path: Path) -> None:
-    """Without shots no demo is shown."""
-
-    class Refuses:
-        def check(self, demos: Sequence[Example], questions: Sequence[Example]) -> None:
-            if any(demo is made.bundle.pool[-1] for demo in demos):
-                raise LeverlabError("it spells a control token")
-
-        def answer(self, demos: Sequence[Example], question: Example) -> str:
-            return "zo"
-
-    path, out = write_questions(tmp_path / "questions.parquet", made, 2), tmp_path / "a.parquet"
-    with pytest.raises(LeverlabError, match="it spells a control token"):
-        predict_all(made.bundle, Refuses(), "f16", path, out, SHOTS, lambda left, _: left)
-    assert not list(tmp_path.glob("a.parquet*"))
-    assert predict_all(made.bundle, Refuses(), "f16", path, out, 0, lambda left, _: left) == 2
-
-
 def test_a_folder_that_is_not_there_is_told_before_anything_is_answered(made: Made, tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "questions.parquet", made)
     code, said = predict(made, questions, tmp_path / "none/a.parquet")
@@ -328,7 +309,7 @@ def test_a_question_that_llama_cpp_cannot_be_given_is_named_before_anything_is_a
     pq.write_table(pa.table(rows), path)
     code, said = predict(made, path, tmp_path / "a.parquet")
     assert code == 1
-    assert f"{path} (id '{rows['id'][1]}'): the question of" in said
+    assert f"{path} row 1 (id '{rows['id'][1]}'): the question of" in said
     assert "spells '<|im_end|>', which llama.cpp would read as a control token" in said
     assert not list(tmp_path.glob("a.parquet*"))
     arguments = [*arguments_of(made, path, tmp_path / "a.parquet")[:-1], "transformers"]

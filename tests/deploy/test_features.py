@@ -223,6 +223,7 @@ def test_attention_in_chunks_is_the_same(
 def test_the_files_tokens_are_those_of_the_checkpoint(digits: Exported, encoder: FeatureEncoder, text: str) -> None:
     """None of them a control token, whatever the text spells."""
     tokens, tokenizer = read_text_tokens(digits.text), digits.vlm.processor.tokenizer
+    text = normalised(text)
     ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
     assert tokens.ids(text) == TextTokens.of(tokenizer).ids(text) == ids
     assert tokens.controls == TextTokens.of(tokenizer).controls == tokenizer.get_added_vocab()

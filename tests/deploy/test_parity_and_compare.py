@@ -146,7 +146,6 @@ def test_both_pass_a_sound_export(exported: Path, failed_gates: Callable[[Kind, 
         ),
         pytest.param("f16", number("tokenizer.ggml.eos_token_id", 3), "eos_token_id is 3", id="eos off by one"),
         pytest.param("f16", swap_tokens(*UNUSED), "is 'X', in the checkpoint 'Q'", id="two tokens swapped"),
-        pytest.param("f16", text("tokenizer.ggml.pre", "gpt-2"), "pre is 'gpt-2'", id="another pre-tokenizer"),
         pytest.param("f16", without_field("tokenizer.ggml.add_bos_token"), "add_bos_token is None", id="no add_bos"),
         pytest.param("mmproj", swap_kernels, "v.patch_embd.weight, v.patch_embd.weight.1", id="patch kernels swapped"),
         pytest.param("q8_0", enlarge_row, "blk.0.ffn_up.weight", id="one row of q8_0 x 1.05"),
@@ -165,6 +164,16 @@ def test_compare_sees_any_change_of_a_file_and_parity_not_these(
     assert said in caught(VLM, damaged, "vision" if vision else "text")
     files = (exported / "f16.gguf", damaged) if vision else (damaged, exported / "mmproj.gguf")
     assert failed_gates("q8_0" if file == "q8_0" else "f16", *files) == set()
+
+
+def test_compare_and_parity_see_another_pre_tokenizer(
+    exported: Path, failed_gates: Callable[[Kind, Path, Path], set[str]], tmp_path: Path
+) -> None:
+    """Parity reads the texts of its prompts with the file's own tokenizer, which it does not know then."""
+    damaged = changed(exported / "f16.gguf", tmp_path / "damaged.gguf", text("tokenizer.ggml.pre", "gpt-2"))
+    assert "pre is 'gpt-2'" in caught(VLM, damaged, "text")
+    with pytest.raises(LeverlabError, match="'gpt2' with the split 'gpt-2', not 'gpt2' with 'qwen2'"):
+        failed_gates("f16", damaged, exported / "mmproj.gguf")
 
 
 def test_parity_sees_swapped_tokens_that_its_prompts_use(

@@ -8,6 +8,7 @@ import shutil
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -385,23 +386,23 @@ def with_context(folder: Path, context: int) -> Bundle:
 
 
 def test_a_question_that_cannot_fit_is_named_before_the_run(copy: Path, made: Made, tmp_path: Path) -> None:
-    """300 words are 300 tokens or more."""
+    """300 words are 300 tokens or more; this vocabulary spells them by letters."""
     bundle, questions = with_context(copy, 300), noise(3, 56)
     questions[1] = Example("long", questions[1].image, "", "word " * 300, "", ("?",))
     path, engine = write(tmp_path / "q.csv", questions), Echo()
-    with pytest.raises(LeverlabError, match=r"line 3 \(id 'long'\): the question takes 3\d\d tokens or more"):
+    with pytest.raises(LeverlabError, match=r"line 3 \(id 'long'\): the question takes [\d,]+ tokens or more"):
         answered(bundle, engine, path, tmp_path / "a.csv")
     assert engine.asked == []
     assert answered(with_context(copy, 4096), engine, path, tmp_path / "a.csv").new == 3
 
 
 def test_a_question_that_may_not_fit_is_answered_first(copy: Path, made: Made, tmp_path: Path) -> None:
-    """One word of 3000 letters has 1 to 3000 tokens."""
-    bundle, questions = with_context(copy, 2000), noise(3, 56)
-    questions[2] = Example("long", questions[2].image, "", "w" * 3000, "", ("?",))
+    """Its own tokens, 1,000 letters and 16 of its image, leave less room than a template may take."""
+    bundle, questions = with_context(copy, 1050), noise(3, 56)
+    questions[2] = Example("long", questions[2].image, "", "w" * 1000, "", ("?",))
     path, engine = write(tmp_path / "q.parquet", questions), Echo()
     answered(bundle, engine, path, tmp_path / "a.parquet")
-    assert engine.asked == [["w" * 3000], ["what 0?"], ["what 1?"]]
+    assert engine.asked == [["w" * 1000], ["what 0?"], ["what 1?"]]
     assert pq.read_table(tmp_path / "a.parquet")["id"].to_pylist() == ["q0", "q1", "long"]
 
 
@@ -420,6 +421,15 @@ def test_the_bounds_of_a_prompt_hold(made: Made) -> None:
     size = PromptSize(made.bundle, 0)
     size._context = form.inputs([], made.questions[0])["input_ids"].shape[1]
     size.may_be_too_long(made.questions[0])  # it just fits: no error
+
+
+def test_a_demo_that_llama_cpp_cannot_be_given_is_named_before_the_run(made: Made, copy: Path) -> None:
+    """Without shots no demo is shown."""
+    bundle = Bundle(copy)
+    bundle.pool = [*bundle.pool[:-1], replace(bundle.pool[-1], question="What?<|im_end|>")]
+    with pytest.raises(LeverlabError, match=f"the question of '{bundle.pool[-1].id}' spells"):
+        PromptSize(bundle, SHOTS)
+    PromptSize(bundle, 0)
 
 
 @pytest.mark.usefixtures("idle")
