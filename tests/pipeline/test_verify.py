@@ -350,7 +350,7 @@ def test_selection_is_in_the_order_of_the_pipeline(root: Path) -> None:
     for name, near in (("items@2", "'items@1' or 'items@0'"), ("item", "'items'"), ("wolrd/dvc.yaml:vlm", "'world/")):
         with pytest.raises(LeverlabError, match=f"there is no stage '{name}'; did you mean .*{near}"):
             select(root, [name])
-    with pytest.raises(LeverlabError, match="there is no stage 'zzz'; `dvc stage list --all` shows all$"):
+    with pytest.raises(LeverlabError, match=r"there is no stage 'zzz'; `dvc stage list --all` shows all$"):
         select(root, ["zzz"])
 
 
