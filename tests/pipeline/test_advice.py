@@ -20,8 +20,6 @@ OF_OWN_FILES = {
     "vlm/cache.py",
 }
 ADVICE = re.compile(r"\b(delete|remove) (it|them|its|the (file|folder))\b|; delete\b", re.IGNORECASE)
-    r"\b(delete|remove) (it|them|its|the (file|folder))\b|; delete\b|or (delete|remove) it", re.IGNORECASE
-)
 
 
 def advising(text: str) -> list[str]:
