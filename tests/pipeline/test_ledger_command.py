@@ -167,6 +167,34 @@ def test_all_plans_without_a_base(root: Path, command_line: CommandLine) -> None
     assert not (root / "docs/plans.md").exists()
 
 
+def test_the_state_of_each_plan(root: Path, command_line: CommandLine) -> None:
+    """`wide` is queued again, `fast` says another rate now than its run had, `later` and `same` never ran."""
+    path = root / "plans/fast.yaml"
+    path.write_text(path.read_text().replace("0.01", "0.02"))
+    dvc(root, ["exp", "run", "-q", "--queue", "-n", "small-wide", "-f", "-S", "grpo.lr=0.01"])
+    code, out, _ = command_line("plan", "list", "--base", "small", "--json")
+    assert code == 0
+    states = {"small": "ran", "fast": "stale", "wide": "queued", "later": "never", "same": "never"}
+    assert {plan["plan"]: plan["state"] for plan in json.loads(out)} == states
+    code, out, _ = command_line("plan", "list", "--base", "small")
+    assert code == 0
+    rows = [line.split("│")[2].strip() for line in out.splitlines() if line.startswith("│")]
+    assert rows == ["same", "small", "fast", "later", "wide"]  # two change data, three grpo
+
+
+def test_the_ledger_as_json(root: Path, command_line: CommandLine) -> None:
+    code, out, _ = command_line("plan", "ledger", "--base", "small", "--json")
+    assert code == 0
+    found = {plan["plan"]: plan for plan in json.loads(out)["plans"]}
+    assert (found["fast"]["verdict"], found["fast"]["accepted"]) == ("above", True)
+    assert found["fast"]["validation"] == pytest.approx(0.71)
+    assert found["fast"]["changes"] == {"grpo.lr": {"before": "0.001", "after": "0.01"}}
+    assert found["fast"]["pairs"][0]["difference"] == pytest.approx(0.45)
+    code, out, _ = command_line("plan", "ledger", "small", "small-fast", "--json")
+    assert code == 0
+    assert (json.loads(out)["best"], len(json.loads(out)["runs"])) == ("small-fast", 2)
+
+
 def test_plans_beside_each_other(root: Path, command_line: CommandLine) -> None:
     """By their names as plans; one alone stands beside its parent."""
     code, out, _ = command_line("plan", "compare", "fast", "wide", "--base", "small", "--json")

@@ -347,9 +347,11 @@ def test_selection_is_in_the_order_of_the_pipeline(root: Path) -> None:
     assert select(root, ["after", "items", "dvc.yaml:same", "world/dvc.yaml:vlm", "items@1"]) == [
         name for name in [*everything, "world/dvc.yaml:vlm"] if name in {"same", "after", "items@0", "items@1"}
     ] + ["world/dvc.yaml:vlm"]
-    for name in ("items@2", "vlm", "nothing"):
-        with pytest.raises(LeverlabError, match=f"there is no stage '{name}'; there are .*items@0"):
+    for name, near in (("items@2", "'items@1' or 'items@0'"), ("item", "'items'"), ("wolrd/dvc.yaml:vlm", "'world/")):
+        with pytest.raises(LeverlabError, match=f"there is no stage '{name}'; did you mean .*{near}"):
             select(root, [name])
+    with pytest.raises(LeverlabError, match=r"there is no stage 'zzz'; `dvc stage list --all` shows all$"):
+        select(root, ["zzz"])
 
 
 @pytest.mark.parametrize("tolerance", ["-1", "'1'", "true", ".nan"])
@@ -371,7 +373,10 @@ def test_the_command(root: Path, monkeypatch: pytest.MonkeyPatch, command_line: 
     assert lines[1].startswith("reader: failed: the stage does not run on what it declares (")
     assert any("No such file or directory: 'data/in.txt'" in line for line in lines)
     assert [line.split("│")[1:3] for line in lines if line.startswith("│ reader")] == [[" reader ", " 1    "]]
-    assert call("items@0")[0] == 0
+    code, out, err = call("items@0", "--json")
+    (found,) = json.loads(out)
+    assert (code, found["stage"], found["passed"], found["result"]) == (0, "items@0", True, "same bytes")
+    assert "items@0: same bytes" in err
     code, out, err = call("nothing")
     assert (code, out) == (1, "")
     assert err.startswith("leverlab: there is no stage 'nothing'")
