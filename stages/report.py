@@ -9,7 +9,7 @@ import pandas as pd
 
 from leverlab.config.report import ReportParams
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.gates import Gate, evaluate_gates
+from leverlab.evaluation.gates import Gate, evaluate_gates, headline_metrics
 from leverlab.evaluation.summary import ANSWER_SCHEMA, comparisons
 from leverlab.files import write_bytes, write_text
 from leverlab.records import read_table
@@ -74,6 +74,8 @@ def body(stage: Stage) -> None:
     pictures = _write_figures(stage, report)
     write_text(stage.out("reports/report.html"), render_page(report, pictures))
     write_text(stage.out("reports/gates.json"), json.dumps([_plain(gate) for gate in report.gates], indent=2) + "\n")
+    first = headline_metrics(params.headline, measured, report.gates)
+    write_text(stage.out("reports/headline.json"), json.dumps(first, indent=2) + "\n")
     _write_tables(stage, report)
     for gate in report.gates:
         stage.say(f"gate {gate.name}: {'pass' if gate.passed else 'FAIL'} ({gate.metric} = {gate.value:.4g})")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leverlab.config.clarify_grpo import DialogueGrpoParams
 from leverlab.config.report import ReportParams
-from leverlab.evaluation.gates import evaluate_gates
+from leverlab.evaluation.gates import evaluate_gates, headline_metrics
 from leverlab.files import write_bytes, write_text
 from leverlab.lm.acceptance import rc1_final_report
 from leverlab.lm.questions import read_questions
@@ -41,6 +41,7 @@ def body(stage: Stage) -> None:
     tables.write_markdown(stage.out("recipes/clarify/reports/tables") / "gates.md", gates, ("metric", "result"))
     write_text(stage.out("recipes/clarify/reports/report.html"), render_page(report, frames, pictures))
     write_text(stage.out("recipes/clarify/reports/gates.json"), _json([plain(asdict(gate)) for gate in report.gates]))
+    write_text(stage.out("recipes/clarify/reports/headline.json"), _json(report.headline_metrics))
     accepted = rc1_final_report(report.measured, report.gates, report.comparisons, report.wins)
     write_text(stage.out("recipes/clarify/reports/rc1_final_report.json"), _json(accepted))
     for gate in report.gates:
@@ -69,8 +70,10 @@ def read_report(stage: Stage) -> Report:
         stage.dep("recipes/clarify/reports/gguf.json"), stage.dep("recipes/clarify/reports/benchmark.json")
     )
     merged = gate_metrics(measured, probe, shadow, runs, grpo.guard.window, export)
+    gates = evaluate_gates(params.gates, merged)
     return Report(
         headline=headline(splits, compared),
+        headline_metrics=headline_metrics(params.headline, merged, gates),
         splits=splits,
         families=inputs.read_figures(of_answers / "families.csv", (*inputs.SPLIT_COLUMNS, "family")),
         comparisons=compared,
@@ -84,7 +87,7 @@ def read_report(stage: Stage) -> Report:
         scorers=inputs.read_scorers(stage.dep("recipes/clarify/models/scorers")),
         export=export,
         health={seed: inputs.read_health(stage.dep(f"recipes/clarify/reports/health/{seed}.json")) for seed in seeds},
-        gates=evaluate_gates(params.gates, merged),
+        gates=gates,
         data_card=stage.dep("recipes/clarify/reports/data_card.md").read_text(encoding="utf-8"),
         lineage=Lineage(
             params=stage.declared_params(),

@@ -1,6 +1,8 @@
-"""The section `report` of params.yaml: the gates."""
+"""The section `report` of params.yaml: the gates and the headline metrics."""
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
 
 from leverlab.config.base import Section
 
@@ -19,7 +21,18 @@ class GateParams(Section):
         return self
 
 
+ShortName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=12)]  # of a column of `dvc exp show`
+
+
 class ReportParams(Section):
-    """What the report checks."""
+    """What the report checks, and the few metrics that `dvc metrics show` and `dvc exp show` print."""
 
     gates: dict[str, GateParams]  # name -> rule
+    headline: dict[ShortName, Annotated[str, Field(min_length=1)]] = Field(max_length=12)  # short name -> metric
+
+    @field_validator("headline")
+    @classmethod
+    def _red_is_taken(cls, headline: dict[str, str]) -> dict[str, str]:
+        if "red" in headline:
+            raise ValueError("red is the number of failed gates; give the metric another name")
+        return headline

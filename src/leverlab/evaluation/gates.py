@@ -1,9 +1,9 @@
-"""Gates: named acceptance rules on metrics."""
+"""Gates, named acceptance rules on metrics, and the metrics of the headline."""
 
 import difflib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,18 +44,36 @@ def evaluate_gates(rules: Mapping[str, GateParams], metrics: Mapping[str, Any]) 
     return [_evaluate(name, rule, known) for name, rule in rules.items()]
 
 
+def headline_metrics(
+    names: Mapping[str, str], metrics: Mapping[str, Any], gates: Sequence[Gate]
+) -> dict[str, float | int | None]:
+    """Return the value of each metric by its short name, with four decimals, and under `red` how many gates failed.
+
+    names: short name -> dotted key into `metrics`. A value that is NaN or infinite is None. Raises the same errors as
+    `evaluate_gates`.
+    """
+    known = _flatten(metrics)
+    values = {name: _look_up(f"headline '{name}'", metric, known) for name, metric in names.items()}
+    found = {name: round(value, 4) if math.isfinite(value) else None for name, value in values.items()}
+    return found | {"red": sum(not gate.passed for gate in gates)}
+
+
 def _evaluate(name: str, rule: GateParams, known: Mapping[str, Any]) -> Gate:
-    metric = rule.metric
+    value = _look_up(f"gate '{name}'", rule.metric, known)
+    direction, threshold = _bound(rule)
+    return Gate(name, rule.metric, threshold, direction, value, within(value, threshold, direction))
+
+
+def _look_up(asking: str, metric: str, known: Mapping[str, Any]) -> float:
     if metric not in known:
         close = difflib.get_close_matches(metric, known, n=3)
         known_keys = ", ".join(sorted(known)) or "none"
         hint = f"did you mean {' or '.join(close)}?" if close else f"known metrics: {known_keys}"
-        raise LeverlabError(f"gate '{name}' asks for the metric '{metric}', which was not measured; {hint}")
+        raise LeverlabError(f"{asking} asks for the metric '{metric}', which was not measured; {hint}")
     value = known[metric]
     if not _is_number(value):
-        raise LeverlabError(f"gate '{name}': metric '{metric}' is {value!r}, not a number")
-    direction, threshold = _bound(rule)
-    return Gate(name, metric, threshold, direction, float(value), within(float(value), threshold, direction))
+        raise LeverlabError(f"{asking}: metric '{metric}' is {value!r}, not a number")
+    return float(value)
 
 
 def _bound(rule: GateParams) -> tuple[Direction, float]:

@@ -1,9 +1,9 @@
-"""The metrics that gates can name, known before anything has been measured."""
+"""The metrics that gates and the headline can name, known before anything has been measured."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from leverlab.config.report import GateParams
+from leverlab.config.report import ReportParams
 
 # `leverlab.evaluation.summary` has the methods too; it takes seconds to import, and params are checked by every stage
 BASELINES = ("random", "fixed", "image_sim", "text_sim", "mix", "type_sim", "oracle")
@@ -36,12 +36,16 @@ def recipe_metrics(kinds: Iterable[str]) -> list[str]:
     ]
 
 
-def unknown_metrics(gates: Mapping[str, GateParams], known: Sequence[str], where: str) -> list[str]:
-    """Return a sentence for every gate whose metric none of the patterns `known` matches in full."""
+def unknown_metrics(report: ReportParams, known: Sequence[str], where: str) -> list[str]:
+    """Return a sentence for every gate and headline metric that none of the patterns `known` matches in full."""
+    asked: Mapping[str, str] = {
+        **{f"gates.{name}": gate.metric for name, gate in report.gates.items()},
+        **{f"headline.{name}": metric for name, metric in report.headline.items()},
+    }
     return [
-        f"{where}: report.gates.{name} asks for the metric '{gate.metric}', which no stage measures; correct its name"
-        for name, gate in gates.items()
-        if not any(re.fullmatch(pattern, gate.metric) for pattern in known)
+        f"{where}: report.{name} asks for the metric '{metric}', which no stage measures; correct its name"
+        for name, metric in asked.items()
+        if not any(re.fullmatch(pattern, metric) for pattern in known)
     ]
 
 

@@ -122,4 +122,4 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
         problems.append(
             f"{where}: grpo.control.keep = {parsed['grpo'].control.keep} exceeds the {stored} lists of a stored group"
         )
-    return problems + unknown_metrics(parsed["report"].gates, main_metrics(shots, KINDS), where)
+    return problems + unknown_metrics(parsed["report"], main_metrics(shots, KINDS), where)

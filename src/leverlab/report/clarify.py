@@ -44,6 +44,7 @@ class Report:
     """All that stands on the page."""
 
     headline: Headline
+    headline_metrics: Mapping[str, float | int | None]  # of reports/headline.json
     splits: pd.DataFrame  # the tables of infer-800
     families: pd.DataFrame
     comparisons: pd.DataFrame
