@@ -7,7 +7,7 @@ import pytest
 
 from leverlab.config.report import GateParams
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.gates import Gate, evaluate_gates
+from leverlab.evaluation.gates import Gate, evaluate_gates, headline_metrics
 
 METRICS = {"grpo": {"shots_4": 0.62, "shots_1": 0.5}, "lift": {"over_sft": -0.01}, "seeds": 3}
 
@@ -50,6 +50,16 @@ def test_the_threshold_itself_passes(direction: str, threshold: float, passed: b
 @pytest.mark.parametrize("direction", ["at_least", "at_most"])
 def test_a_value_that_is_not_finite_never_passes(value: float, direction: str) -> None:
     assert gate({"metric": "m", direction: 0}, {"m": value}).passed is False
+
+
+def test_headline_metrics_have_four_decimals_and_count_failed_gates() -> None:
+    rules = {"up": {"metric": "grpo.shots_4", "at_least": 0.7}, "low": {"metric": "grpo.shots_4", "at_least": 0.6}}
+    gates = evaluate_gates({name: GateParams.model_validate(rule) for name, rule in rules.items()}, METRICS)
+    metrics = {"a": {"b": 0.123456, "c": math.nan}, "n": 7}
+    found = headline_metrics({"first": "a.b", "none": "a.c", "n": "n"}, metrics, gates)
+    assert found == {"first": 0.1235, "none": None, "n": 7, "red": 1}
+    with pytest.raises(LeverlabError, match=r"headline 'x' asks for the metric 'a\.d', .*did you mean a\.[bc]"):
+        headline_metrics({"x": "a.d"}, metrics, gates)
 
 
 def test_an_unknown_metric_names_the_closest() -> None:

@@ -122,7 +122,8 @@ def test_the_files_own_name_stands_in_the_message(tmp_path: Path) -> None:
 def test_a_seed_that_no_generator_takes_is_refused(params: dict[str, Any]) -> None:
     check_params(params | {"seeds": [2**32 - 1]}, "params.yaml")
     (problem,) = problems(params | {"seeds": [0, 2**32]})
-    assert problem == "params.yaml: 'seeds' = [0, 4294967296] must be a list of whole numbers from 0 to 4294967295"
+    expected = "params.yaml: 'seeds' = [0, 4294967296] must be a list of whole numbers from 0 to 4294967295"
+    assert problem == f"{expected}; on the command line -S 'seeds=[0,1,2]'"
     for section, key in (("data", "seed"), ("prepare", "seed"), ("rl_data", "seed"), ("infer", "fixed_seed")):
         changed = copy.deepcopy(params)
         changed[section][key] = 2**32

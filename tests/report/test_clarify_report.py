@@ -59,7 +59,8 @@ DEPS = (
     "src/leverlab/report/clarify_page.html.jinja",
 )
 OUTS = [
-    f"{HOME}/reports/{name}" for name in ("report.html", "gates.json", "rc1_final_report.json", "tables", "figures")
+    f"{HOME}/reports/{name}"
+    for name in ("report.html", "gates.json", "headline.json", "rc1_final_report.json", "tables", "figures")
 ]
 PARAMS = Path(__file__).parents[2] / HOME / "params.yaml"
 
@@ -183,7 +184,7 @@ def make_repository(root: Path, gates: Mapping[str, Any] = GATES) -> None:
     """Write all inputs of the stage below `root`, as the other stages would."""
     params = {name: read_params(PARAMS)[name] for name in ("data", "grpo")} | {
         "seeds": SEEDS,
-        "report": {"gates": gates},
+        "report": {"gates": gates, "headline": {"need": "grpo.test.need_success", "overlap": "shadow.overlap"}},
     }
     write(root / f"{HOME}/params.yaml", json.dumps(params))
     declared = [{f"{HOME}/params.yaml": ["seeds", "data", "grpo", "report"]}]
@@ -404,6 +405,12 @@ def test_gates_are_those_of_the_dialogues_and_files(built: tuple[Path, str]) -> 
     for name, (value, passed) in expected.items():
         assert gates[name].value == (None if value is None else pytest.approx(value, abs=1e-6)), name
         assert gates[name].passed == passed, name
+    need = need_success(held("grpo"))
+    assert json.loads((root / f"{HOME}/reports/headline.json").read_text()) == {
+        "need": pytest.approx(need, abs=1e-4),
+        "overlap": 0.9,
+        "red": 3,
+    }
     accepted = json.loads((root / f"{HOME}/reports/rc1_final_report.json").read_text())
     assert not accepted["accepted"]
     assert accepted["failed"] == ["q4", "shadow_gain", "too_much"]

@@ -10,8 +10,23 @@ from leverlab.errors import LeverlabError
 from leverlab.evaluation.gates import evaluate_gates
 
 
-def parse(gates: Any) -> ReportParams:
-    return parse_section(ReportParams, "report", {"report": {"gates": gates}})
+def parse(gates: Any, headline: Any = None) -> ReportParams:
+    return parse_section(ReportParams, "report", {"report": {"gates": gates, "headline": headline or {}}})
+
+
+@pytest.mark.parametrize(
+    ("headline", "message"),
+    [
+        ({"red": "x.y"}, "red is the number of failed gates; give the metric another name"),
+        ({"a name": "x.y"}, "report.headline"),
+        ({"a": ""}, "report.headline.a"),
+        ({f"m{number}": "x.y" for number in range(13)}, "report.headline"),
+    ],
+)
+def test_a_headline_that_dvc_cannot_show_is_refused(headline: Any, message: str) -> None:
+    assert parse({}, {"acc_1": "grpo.shots_1"}).headline == {"acc_1": "grpo.shots_1"}
+    with pytest.raises(LeverlabError, match=message):
+        parse({}, headline)
 
 
 def test_gates_are_rules_that_can_be_evaluated_in_their_order() -> None:

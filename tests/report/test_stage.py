@@ -56,7 +56,8 @@ RUNS = (
     ("grpo", "grpo/{seed}/grpo"),
     ("sft_control", "grpo/{seed}/sft_control"),
 )
-OUTS = ("reports/report.html", "reports/gates.json", "reports/tables", "reports/figures")
+OUTS = ("reports/report.html", "reports/gates.json", "reports/headline.json", "reports/tables", "reports/figures")
+HEADLINE = {"acc": "grpo.shots_4", "entropy": "chosen.grpo.entropy", "gguf": "gguf.f16.max_delta"}
 GATES = {
     "over_sft": {"metric": "lift.over_sft", "at_least": 0.1},
     "shown": {"metric": "comparisons.sft.shots_4.ci_low", "at_least": 0.0},
@@ -153,7 +154,11 @@ def write_export(root: Path, second_runs: bool) -> None:
 
 
 def make_repository(
-    root: Path, methods: Sequence[str] = tuple(ACCURACY), seeds: Sequence[int] = (3, 8), gates: Any = GATES
+    root: Path,
+    methods: Sequence[str] = tuple(ACCURACY),
+    seeds: Sequence[int] = (3, 8),
+    gates: Any = GATES,
+    head: Any = HEADLINE,
 ) -> pd.DataFrame:
     """Write all inputs of the stage below `root`, as the other stages would; return the answers."""
     answers = make_answers(methods, seeds)
@@ -162,7 +167,10 @@ def make_repository(
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(content)
 
-    write("params.yaml", json.dumps({"seeds": list(seeds), "grpo": {"lr": 5e-5}, "report": {"gates": gates}}))
+    write(
+        "params.yaml",
+        json.dumps({"seeds": list(seeds), "grpo": {"lr": 5e-5}, "report": {"gates": gates, "headline": head}}),
+    )
     stage = {"cmd": "x", "deps": list(DEPS), "params": ["seeds", "grpo", "report"], "outs": list(OUTS)}
     write("dvc.yaml", json.dumps({"stages": {"report": stage}}))
     write("src/leverlab/report/page.html.jinja", "declared")
@@ -403,16 +411,29 @@ def test_findings_gates_export_and_lineage_are_shown(built: Any) -> None:
     }
 
 
+def test_headline_metrics_are_what_dvc_shows(built: Any) -> None:
+    """The entropy is the mean over seeds; no gate failed."""
+    root, answers, _ = built
+    assert json.loads((root / "reports/headline.json").read_text()) == {
+        "acc": pytest.approx(mean(answers, method="grpo", shots=4), abs=1e-4),
+        "entropy": 1.0,
+        "gguf": 0.0123,
+        "red": 0,
+    }
+
+
 def test_two_clones_make_the_same_bytes(built: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second runs under another path and with another matplotlibrc."""
     root, clone = built[0], tmp_path / "elsewhere" / "clone"
-    shutil.copytree(root, clone, ignore=shutil.ignore_patterns("report.html", "gates.json", "tables", "figures"))
+    shutil.copytree(
+        root, clone, ignore=shutil.ignore_patterns("report.html", "gates.json", "headline.json", "tables", "figures")
+    )
     import matplotlib
 
     with matplotlib.rc_context({"axes.facecolor": "red", "xtick.major.size": 12, "font.size": 20}):
         run(clone, monkeypatch)
     files = [file.relative_to(root) for out in OUTS for file in sorted((root / out).rglob("*")) or [root / out]]
-    assert len(files) == 2 + 11 + 6
+    assert len(files) == 3 + 11 + 6
     for file in files:
         assert (clone / file).read_bytes() == (root / file).read_bytes(), file
 
@@ -422,7 +443,7 @@ def test_what_fails_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "too_much": {"metric": "sft.shots_4", "at_least": 0.99},
         "fine": {"metric": "sft.shots_4", "at_least": 0},
     }
-    make_repository(tmp_path, methods=("zero_shot", "random", "sft"), seeds=[5], gates=gates)
+    make_repository(tmp_path, methods=("zero_shot", "random", "sft"), seeds=[5], gates=gates, head={})
     health = {"name": "flat", "value": 0.9, "limit": 0.5, "direction": "at_most", "ok": False, "meaning": "no signal"}
     (tmp_path / "reports/health.json").write_text(json.dumps({"findings": [health]}))
     write_export(tmp_path, second_runs=False)
@@ -440,7 +461,7 @@ def test_what_fails_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_one_method_and_one_seed_make_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = make_repository(tmp_path, methods=["random"], seeds=[5], gates={})
+    answers = make_repository(tmp_path, methods=["random"], seeds=[5], gates={}, head={})
     page = Page(run(tmp_path, monkeypatch))
     assert (
         page.title
@@ -462,7 +483,9 @@ def edit(root: Path, path: str, old: str, new: str) -> None:
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The inputs of two methods and two seeds."""
     root = tmp_path_factory.mktemp("small")
-    make_repository(root, ("random", "grpo"), seeds=[5, 6], gates={"g": {"metric": "grpo.shots_4", "at_least": 0}})
+    make_repository(
+        root, ("random", "grpo"), seeds=[5, 6], gates={"g": {"metric": "grpo.shots_4", "at_least": 0}}, head={}
+    )
     return root
 
 
