@@ -17,7 +17,7 @@ export DVC_NO_ANALYTICS := 1
 # One thread gives the same bytes whatever the number of cores, and is faster for small models; raise it for large ones.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help repro clarify test lint format bench bench-clarify verify report gate gate-clarify demo test-demo clean setup setup-demo
+.PHONY: help repro tiny clarify test lint format bench bench-clarify verify report gate gate-clarify demo test-demo clean setup setup-demo
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,12 @@ help: ## print this list
 repro: setup ## run the main pipeline: only the stages whose inputs changed
 	leverlab params
 	dvc repro
+
+tiny: setup ## a first look: all stages of the main pipeline on a few dozen questions
+	@git diff --quiet HEAD -- params.yaml || { echo "params.yaml has edits of yours; commit or stash them first" >&2; exit 1; }
+	leverlab plan run tiny || { git restore --staged --worktree params.yaml; exit 1; }
+	git restore --staged --worktree params.yaml
+	@echo "the report is reports/report.html; make repro runs the whole job"
 
 clarify: setup ## run the recipe clarify: only the stages whose inputs changed
 	leverlab params recipes/clarify

@@ -13,6 +13,7 @@ COLD_RUNS = {
     "tests/stages/test_same_bytes_again.py": "cold runs",
     "tests/stages/test_tiny_pipeline.py": "cold runs",
     "tests/stages/test_instruction_sets.py": "cold runs",
+    "tests/stages/test_remote.py": "cold runs",
     "tests/stages/test_kill_and_resume.py": "kills",
 }
 
