@@ -125,6 +125,11 @@ def up(path: Path, upload: str) -> str:
     return f"{Path(upload).parent}/" + "../" * (len(Path(upload).parts) - 2) + str(path).lstrip("/")
 
 
+def below(upload: str, path: str) -> dict[str, Any]:
+    """Return a file that was uploaded, with another one below it."""
+    return {"path": upload, "more": [{"path": path, "meta": META}]}
+
+
 # What stands in for the image: the path of a file of Gradio, by the name of the attack.
 PATHS = {
     "absolute": lambda t: str(t.picture),
@@ -168,6 +173,9 @@ DATA = {
     "in_the_shots": lambda t: [None, "q", ["random"], {"path": str(t.secret), "meta": META}],
     "stream": lambda t: [{"path": str(t.picture), "meta": META, "is_stream": True}, "q", ["random"], 1],
     "path_is_no_text": lambda t: [{"path": ["/etc/passwd"], "meta": META}, "q", ["random"], 1],
+    "below_an_upload": lambda t: [below(t.upload, str(t.secret)), "q", ["random"], 1],
+    "url_below_an_upload": lambda t: [below(t.upload, t.foreign), "q", ["random"], 1],
+    "url_below_an_upload_in_the_question": lambda t: [None, below(t.upload, t.foreign), ["random"], 1],
     "url_alone": lambda t: [{"url": t.foreign, "meta": META}, "q", ["random"], 1],
     "url_beside": lambda t: [{"path": str(t.picture), "url": t.foreign, "meta": META}, "q", ["random"], 1],
     "data_url": lambda t: [{"path": None, "url": "data:image/png;base64,eA==", "meta": META}, "q", ["random"], 1],

@@ -71,9 +71,10 @@ class LocalBlocks(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> Any:
         """Check the inputs of an event before Gradio opens, copies or fetches a file. Raises `gr.Error`."""
-        return await super().preprocess_data(
-            block_fn, traverse(inputs, self._uploaded, _names_a_file), *rest, **options
-        )
+        return await super().preprocess_data(block_fn, self._checked(inputs), *rest, **options)
+
+    def _checked(self, data: Any) -> Any:
+        return traverse(data, self._uploaded, _names_a_file)
 
     def _uploaded(self, file: dict[str, Any]) -> dict[str, Any]:
         if not is_upload(file.get("path"), self.folder):
@@ -81,7 +82,8 @@ class LocalBlocks(gr.Blocks):
                 f"the file {file.get('path')!s:.80} was not uploaded by a user of this page; upload it here",
                 print_exception=False,
             )
-        return file | {"url": None}  # Gradio would prefer what it finds there
+        # Gradio would prefer a URL that it finds, and files below a file
+        return {key: self._checked(value) for key, value in file.items()} | {"url": None}
 
 
 def _names_a_file(value: object) -> bool:
