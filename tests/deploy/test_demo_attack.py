@@ -332,3 +332,13 @@ def test_a_port_that_is_taken_is_one_sentence(target: Target) -> None:
     port = int(target.host.rpartition(":")[2])
     with pytest.raises(LeverlabError, match=rf"^port {port} cannot be used \(.*\); choose another one with --port$"):
         listen(port)
+
+
+def test_a_port_is_taken_before_the_page_is_served() -> None:
+    from leverlab.deploy.demo_server import listen
+    from leverlab.errors import LeverlabError
+
+    with listen(0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(LeverlabError, match=rf"^port {port} cannot be used"):
+            listen(port)

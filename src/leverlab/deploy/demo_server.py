@@ -147,6 +147,7 @@ def listen(port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((HOST, port))
+        listening.listen()  # until then the port could be bound again
     except OSError as error:
         listening.close()
         raise LeverlabError(f"port {port} cannot be used ({error.strerror}); choose another one with --port") from None
