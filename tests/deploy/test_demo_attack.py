@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -308,6 +309,16 @@ def test_the_folder_is_deleted_when_the_page_is_terminated(made: Made, tmp_path:
         upload = Path(json.loads(target.send("POST", "/gradio_api/upload", *multipart("q.png", b"x"))[1])[0])
         assert upload.exists()
     assert not upload.parents[1].exists()
+
+
+def test_the_page_ends_while_a_browser_has_it_open(made: Made, tmp_path: Path) -> None:
+    with serve_demo(made.folder) as address:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        connection.request("GET", "/gradio_api/heartbeat/attack")
+        assert connection.getresponse().status == 200
+        started = time.monotonic()
+    assert time.monotonic() - started < 30
+    connection.close()
 
 
 def test_the_page_writes_nothing_into_the_package(target: Target) -> None:

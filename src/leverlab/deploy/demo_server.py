@@ -6,6 +6,7 @@ lies in a folder that the page alone writes to; every request comes from this pa
 route that the page does not use is closed.
 """
 
+import logging
 import os
 import re
 import signal
@@ -34,6 +35,7 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'; object-src 'none'"
 )
 FILE = "/gradio_api/file="
+GRACE = 1  # seconds that requests may take to end; a page that is open in a browser never ends its own
 _ROUTES = re.compile(
     r"(GET|HEAD) (/|/(config|theme\.css|favicon\.ico|manifest\.json)|/(assets|static)/.*"
     r"|/gradio_api/(upload_progress|queue/data|heartbeat/\w+|call/show/\w+|file=.*))"
@@ -157,5 +159,13 @@ def listen(port: int) -> socket.socket:
 def serve(app: Gate, listening: socket.socket) -> None:
     """Serve the page until the process is interrupted or terminated."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is deleted then, too
-    config = uvicorn.Config(app, log_level="warning", proxy_headers=False, server_header=False)
-    uvicorn.Server(config).run(sockets=[listening])
+    config = uvicorn.Config(
+        app, log_level="warning", proxy_headers=False, server_header=False, timeout_graceful_shutdown=GRACE
+    )
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a request that is cut now is no error
+        await super().shutdown(sockets)
