@@ -136,12 +136,12 @@ def tokenizer_json(folder: Path) -> tuple[Path, dict[str, Any]]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of the checkpoint: one, or the shards that its index names.
 
-    Raises `LeverlabError` when the index is damaged, or names a file that is not beside it. Whether the files exist is
-    for `open_weights` to find.
+    The one file counts where both are there, as for transformers. Raises `LeverlabError` when the index is damaged, or
+    names a file that is not beside it. Whether the files exist is for `open_weights` to find.
     """
     index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
+    if (whole := folder / "model.safetensors").exists() or not index.exists():
+        return [whole]
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise LeverlabError(f"{index} names no shards under 'weight_map'; restore the checkpoint")
