@@ -136,12 +136,19 @@ def tokenizer_json(folder: Path) -> tuple[Path, dict[str, Any]]:
 def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of the checkpoint: one, or the shards that its index names.
 
-    Raises `LeverlabError` when the index is damaged, or names a file that is not beside it. Whether the files exist is
-    for `open_weights` to find.
+    The one file counts where both are there, as for transformers. Raises `LeverlabError` when the index is damaged, or
+    names a file that is not beside it, and when the config names the weights: transformers would load those. Whether
+    the files exist is for `open_weights` to find.
     """
+    config = folder / "config.json"
+    if config.exists() and (named := read_json(config).get("transformers_weights")) is not None:
+        raise LeverlabError(
+            f"{config} names its weights ({named!r:.80} as transformers_weights), which is not supported; remove the "
+            "key, and name the files as the hub does"
+        )
     index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        return [folder / "model.safetensors"]
+    if (whole := folder / "model.safetensors").exists() or not index.exists():
+        return [whole]
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise LeverlabError(f"{index} names no shards under 'weight_map'; restore the checkpoint")

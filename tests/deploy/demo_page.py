@@ -34,4 +34,9 @@ def serve_demo(bundle: Path) -> Iterator[str]:
         yield address
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise

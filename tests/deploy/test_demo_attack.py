@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -125,6 +126,11 @@ def up(path: Path, upload: str) -> str:
     return f"{Path(upload).parent}/" + "../" * (len(Path(upload).parts) - 2) + str(path).lstrip("/")
 
 
+def below(upload: str, path: str) -> dict[str, Any]:
+    """Return a file that was uploaded, with another one below it."""
+    return {"path": upload, "more": [{"path": path, "meta": META}]}
+
+
 # What stands in for the image: the path of a file of Gradio, by the name of the attack.
 PATHS = {
     "absolute": lambda t: str(t.picture),
@@ -168,6 +174,9 @@ DATA = {
     "in_the_shots": lambda t: [None, "q", ["random"], {"path": str(t.secret), "meta": META}],
     "stream": lambda t: [{"path": str(t.picture), "meta": META, "is_stream": True}, "q", ["random"], 1],
     "path_is_no_text": lambda t: [{"path": ["/etc/passwd"], "meta": META}, "q", ["random"], 1],
+    "below_an_upload": lambda t: [below(t.upload, str(t.secret)), "q", ["random"], 1],
+    "url_below_an_upload": lambda t: [below(t.upload, t.foreign), "q", ["random"], 1],
+    "url_below_an_upload_in_the_question": lambda t: [None, below(t.upload, t.foreign), ["random"], 1],
     "url_alone": lambda t: [{"url": t.foreign, "meta": META}, "q", ["random"], 1],
     "url_beside": lambda t: [{"path": str(t.picture), "url": t.foreign, "meta": META}, "q", ["random"], 1],
     "data_url": lambda t: [{"path": None, "url": "data:image/png;base64,eA==", "meta": META}, "q", ["random"], 1],
@@ -302,6 +311,16 @@ def test_the_folder_is_deleted_when_the_page_is_terminated(made: Made, tmp_path:
     assert not upload.parents[1].exists()
 
 
+def test_the_page_ends_while_a_browser_has_it_open(made: Made, tmp_path: Path) -> None:
+    with serve_demo(made.folder) as address:
+        connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)
+        connection.request("GET", "/gradio_api/heartbeat/attack")
+        assert connection.getresponse().status == 200
+        started = time.monotonic()
+    assert time.monotonic() - started < 30
+    connection.close()
+
+
 def test_the_page_writes_nothing_into_the_package(target: Target) -> None:
     assert [*(REPOSITORY / "src/leverlab/deploy").glob("*.pyi")] == []
 
@@ -324,3 +343,13 @@ def test_a_port_that_is_taken_is_one_sentence(target: Target) -> None:
     port = int(target.host.rpartition(":")[2])
     with pytest.raises(LeverlabError, match=rf"^port {port} cannot be used \(.*\); choose another one with --port$"):
         listen(port)
+
+
+def test_a_port_is_taken_before_the_page_is_served() -> None:
+    from leverlab.deploy.demo_server import listen
+    from leverlab.errors import LeverlabError
+
+    with listen(0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(LeverlabError, match=rf"^port {port} cannot be used"):
+            listen(port)

@@ -186,6 +186,24 @@ def test_two_runs_with_one_out_are_refused(made: Made, tmp_path: Path) -> None:
             again.read_kept("y")
 
 
+@pytest.mark.parametrize("content", ["my notes", '{"of": "y"', '{"key": 1}', "\n"])
+def test_a_file_that_no_run_has_kept_stays_as_it_is(tmp_path: Path, content: str) -> None:
+    with AnswerFile(tmp_path / "a.csv", [], False) as file:
+        file.kept.write_text(content)
+        with pytest.raises(LeverlabError, match=r"a\.csv\.partial\.jsonl (is damaged|holds answers of another)"):
+            file.read_kept("x")
+    assert file.kept.read_text() == content
+
+
+@pytest.mark.parametrize("content", ["", '{"of', '{"of": "x"}', '{"of": "x"}\n{"key'])
+def test_a_line_that_was_cut_is_left_out(tmp_path: Path, content: str) -> None:
+    with AnswerFile(tmp_path / "a.csv", [], False) as file:
+        file.kept.write_text(content)
+        assert file.read_kept("x") == {}
+        file.keep([{"key": "k"}])
+        assert file.read_kept("x") == {"k": {"key": "k"}}
+
+
 def test_a_run_leaves_nothing_beside_its_answers(made: Made, tmp_path: Path) -> None:
     questions = write(tmp_path / "q.parquet", made.questions[:2])
     assert run(made.folder, questions, tmp_path / "a.parquet").exit_code == 0

@@ -62,6 +62,17 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(folder: Path) -> None:
     assert "shard '../outside.safetensors' is no safetensors file beside it" in fails(str(folder))
 
 
+def test_a_config_that_names_its_weights_is_refused(folder: Path) -> None:
+    """Transformers would load what it names, and follow an index that it names out of the folder."""
+    outside = folder.parent / "outside.safetensors"
+    shutil.copy(folder / "model.safetensors", outside)
+    weights = dict.fromkeys(load_file(outside), "../outside.safetensors")
+    (folder / "other.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.safetensors.index.json"}))
+    assert "config.json names its weights ('other.safetensors.index.json' as" in fails(str(folder))
+
+
 def test_bfloat16_rounds_the_stored_weights(tiny_folder: Path, vlm: Vlm) -> None:
     half = load_vlm(str(tiny_folder), "bfloat16", "cpu")
     assert half.dtype == torch.bfloat16

@@ -57,13 +57,14 @@ class AnswerFile:
         self._owner = owner
         with open(self._descriptor, "rb", closefd=False) as file:
             file.seek(0)
-            whole, line_break, _ = file.read().rpartition(b"\n")
+            whole, line_break, cut = file.read().rpartition(b"\n")
         try:
             lines = [json.loads(line) for line in whole.splitlines()]
             rows = {line["key"]: line for line in lines[1:]}
         except (ValueError, KeyError, TypeError) as error:
             raise LeverlabError(f"{self.kept} is damaged ({error}); move it away and run again") from None
-        if lines and lines[0] != {"of": owner}:
+        head = {"of": owner}
+        if lines[:1] != [head] if line_break else not json.dumps(head).encode().startswith(cut):
             raise LeverlabError(
                 f"{self.kept} holds answers of another bundle or other options; finish that run, move the file away, "
                 "or give --out another name"

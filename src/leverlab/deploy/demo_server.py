@@ -6,6 +6,7 @@ lies in a folder that the page alone writes to; every request comes from this pa
 route that the page does not use is closed.
 """
 
+import logging
 import os
 import re
 import signal
@@ -34,6 +35,7 @@ POLICY = (
     "form-action 'self'; frame-ancestors 'none'; object-src 'none'"
 )
 FILE = "/gradio_api/file="
+GRACE = 1  # seconds that requests may take to end; a page that is open in a browser never ends its own
 _ROUTES = re.compile(
     r"(GET|HEAD) (/|/(config|theme\.css|favicon\.ico|manifest\.json)|/(assets|static)/.*"
     r"|/gradio_api/(upload_progress|queue/data|heartbeat/\w+|call/show/\w+|file=.*))"
@@ -71,9 +73,10 @@ class LocalBlocks(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *rest: Any, **options: Any) -> Any:
         """Check the inputs of an event before Gradio opens, copies or fetches a file. Raises `gr.Error`."""
-        return await super().preprocess_data(
-            block_fn, traverse(inputs, self._uploaded, _names_a_file), *rest, **options
-        )
+        return await super().preprocess_data(block_fn, self._checked(inputs), *rest, **options)
+
+    def _checked(self, data: Any) -> Any:
+        return traverse(data, self._uploaded, _names_a_file)
 
     def _uploaded(self, file: dict[str, Any]) -> dict[str, Any]:
         if not is_upload(file.get("path"), self.folder):
@@ -81,7 +84,8 @@ class LocalBlocks(gr.Blocks):
                 f"the file {file.get('path')!s:.80} was not uploaded by a user of this page; upload it here",
                 print_exception=False,
             )
-        return file | {"url": None}  # Gradio would prefer what it finds there
+        # Gradio would prefer a URL that it finds, and files below a file
+        return {key: self._checked(value) for key, value in file.items()} | {"url": None}
 
 
 def _names_a_file(value: object) -> bool:
@@ -145,6 +149,7 @@ def listen(port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((HOST, port))
+        listening.listen()  # until then the port could be bound again
     except OSError as error:
         listening.close()
         raise LeverlabError(f"port {port} cannot be used ({error.strerror}); choose another one with --port") from None
@@ -154,5 +159,13 @@ def listen(port: int) -> socket.socket:
 def serve(app: Gate, listening: socket.socket) -> None:
     """Serve the page until the process is interrupted or terminated."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the folder is deleted then, too
-    config = uvicorn.Config(app, log_level="warning", proxy_headers=False, server_header=False)
-    uvicorn.Server(config).run(sockets=[listening])
+    config = uvicorn.Config(
+        app, log_level="warning", proxy_headers=False, server_header=False, timeout_graceful_shutdown=GRACE
+    )
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a request that is cut now is no error
+        await super().shutdown(sockets)

@@ -53,7 +53,7 @@ def load_processor(folder: Path) -> ImageOnlyQwen25VLProcessor:
             f"{where}: image_token_id is {config.image_token_id}, but the tokenizer's {processor.image_token} has id "
             f"{processor.image_token_id}; restore the files of one checkpoint"
         )
-    for file in weight_files(folder):
+    for file in weight_files(folder):  # transformers would follow an index out of the folder
         with open_weights(file):
             pass
     return processor
