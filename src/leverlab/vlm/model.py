@@ -10,7 +10,6 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from leverlab.checkpoint_files import weight_files
 from leverlab.errors import LeverlabError
 from leverlab.vlm.checkpoint import load_processor, one_line
 from leverlab.vlm.prompt import PromptFormat
@@ -56,7 +55,6 @@ def load_vlm(source: str, dtype: str, device: str = "auto") -> Vlm:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = checkpoint_folder(source)
     processor = load_processor(folder)
-    list(weight_files(folder))  # transformers would follow an index out of the folder
     try:
         model: Any
         report: Any
