@@ -15,9 +15,9 @@ _JSON = (".json", ".jsonl", ".ndjson")
 def load_splits(source: str, config: str | None = None) -> dict[str, Any]:
     """Return split → `datasets.Dataset` of a hub id or a folder, or of one JSON or parquet file (split "train").
 
-    Plain JSON files on this machine are read here: the library's own reader makes a time of a text that looks like a date,
-    so that the answer "1999-01-01" is lost. Raises `LeverlabError` when a JSON file cannot be read, `ValueError` when
-    it is empty, and whatever `datasets` raises.
+    Plain JSON files on this machine are read here: the library's own reader makes a time of a text that looks like a
+    date, so that the answer "1999-01-01" is lost. Raises `LeverlabError` when a JSON file cannot be read, `ValueError`
+    when it is empty, and whatever `datasets` raises.
     """
     from datasets import load_dataset, load_dataset_builder
     from datasets.packaged_modules.json.json import Json
