@@ -1,6 +1,7 @@
 """HotpotQA, StrategyQA and GSM8K: from small files of the same schema to pairs of twins, one with a fact missing."""
 
 import datetime
+import gzip
 import json
 import unicodedata
 from collections import Counter
@@ -19,6 +20,7 @@ from leverlab.worlds.clarify_hub import CONFIGS, ROWS, load_family, make_twins, 
 from leverlab.worlds.clarify_rows import AS_SAID, Math
 from leverlab.worlds.clarify_sums import answers_without
 from leverlab.worlds.clarify_teacher import Habits, teach
+from leverlab.worlds.hub import load_splits
 from tests.lm.scripted import dialogue
 
 COOPERATIVE, TERSE, UNHELPFUL = {"cooperative": 1.0}, {"terse": 1.0}, {"unhelpful": 1.0}
@@ -114,6 +116,19 @@ def test_dates_and_a_byte_order_mark_in_json_files(tmp_path: Path) -> None:
     for source in ("one.jsonl", "flat", "list.json"):
         (row,) = load_family("multihop", str(tmp_path / source), "train")
         assert row["answer"] == "1999-01-01"
+
+
+def test_a_column_that_the_first_row_lacks_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    write(path, [{"a": "1"}, {"a": "2", "b": "3"}])
+    assert list(load_splits(str(path))["train"]) == [{"a": "1", "b": None}, {"a": "2", "b": "3"}]
+
+
+def test_compressed_json_lines_are_unpacked(tmp_path: Path) -> None:
+    packed = tmp_path / "packed" / "train.jsonl.gz"
+    packed.parent.mkdir()
+    packed.write_bytes(gzip.compress(json.dumps(CLIPS).encode()))
+    assert load_family("math", str(packed.parent), "train") == [CLIPS]
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:

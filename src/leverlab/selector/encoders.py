@@ -148,22 +148,27 @@ def compute_features_clip(
 
 @contextlib.contextmanager
 def exact_on_cpu(module: nn.Module) -> Iterator[None]:
-    """Let `module` compute in float64 where it is on a CPU; afterwards it has its dtype and its values again.
+    """Let `module` compute in float64 where it is on a CPU; afterwards its tensors have their dtypes and values again.
 
     CPUs sum in different orders (AVX2, AVX-512, AMX), so bfloat16 and float32 sums differ in their last bits. Sums in
     float64 differ by 1e-16, and rounding to float32 gives the same value but for about one in 1e8. A GPU keeps the
     dtype: no bytes are promised there.
     """
-    parameter = next(module.parameters())
-    dtype = parameter.dtype
-    if parameter.device.type != "cpu":
+    if next(module.parameters()).device.type != "cpu":
         yield
         return
+    dtypes = {name: tensor.dtype for name, tensor in _named_tensors(module)}  # buffers may have another than weights
     module.double()
     try:
         yield
     finally:
-        module.to(dtype)
+        for name, tensor in _named_tensors(module):
+            tensor.data = tensor.data.to(dtypes[name])
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def load_clip(source: str, device: str = "cpu") -> tuple[Any, Any, Any]:

@@ -1,5 +1,6 @@
 """Data sets that `datasets` loads, from the hub or a local copy, with every text as it was written."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -8,13 +9,15 @@ from typing import Any
 
 from leverlab.errors import LeverlabError
 
+_JSON = (".json", ".jsonl", ".ndjson")
+
 
 def load_splits(source: str, config: str | None = None) -> dict[str, Any]:
     """Return split → `datasets.Dataset` of a hub id or a folder, or of one JSON or parquet file (split "train").
 
-    JSON files on this machine are read here: the library's own reader makes a time of a text that looks like a date,
-    so that the answer "1999-01-01" is lost. Raises `LeverlabError` when a JSON file cannot be read, `ValueError` when
-    it is empty, and whatever `datasets` raises.
+    Plain JSON files on this machine are read here: the library's own reader makes a time of a text that looks like a
+    date, so that the answer "1999-01-01" is lost. Raises `LeverlabError` when a JSON file cannot be read, `ValueError`
+    when it is empty, and whatever `datasets` raises.
     """
     from datasets import load_dataset, load_dataset_builder
     from datasets.packaged_modules.json.json import Json
@@ -26,7 +29,7 @@ def load_splits(source: str, config: str | None = None) -> dict[str, Any]:
         return {"train": _of_json([path])}
     builder = load_dataset_builder(source, config)
     files = {str(split): list(map(Path, names)) for split, names in (builder.config.data_files or {}).items()}
-    if isinstance(builder, Json) and all(file.is_file() for of_split in files.values() for file in of_split):
+    if isinstance(builder, Json) and all(map(_is_plain_json, itertools.chain(*files.values()))):
         return {split: _of_json(of_split) for split, of_split in files.items()}
     return dict(load_dataset(source, config))
 
@@ -53,13 +56,19 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
+def _is_plain_json(file: Path) -> bool:
+    """Return whether a file is on this machine, and not compressed: the library unpacks those."""
+    return file.is_file() and file.suffix in _JSON
+
+
 def _of_json(files: list[Path]) -> Any:
     from datasets import Dataset
 
     rows = [row for file in files for _, row in json_rows(file)]
     if not rows:
         raise ValueError("it holds no rows")
-    return Dataset.from_list(rows)
+    columns = dict.fromkeys(key for row in rows for key in row)  # `from_list` takes those of the first row alone
+    return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
 
 
 def check_no_times(data: Any, columns: list[str], where: str) -> None:
