@@ -168,6 +168,32 @@ def test_a_file_is_replaced_when_that_is_asked_for(made: Made, tmp_path: Path) -
     assert (tmp_path / "link.csv").is_symlink()
 
 
+def test_a_file_that_another_program_writes_meanwhile_is_not_replaced(made: Made, tmp_path: Path) -> None:
+    """What was answered is kept, and written once the file is gone."""
+    path, out = write(tmp_path / "q.jsonl", noise(2, 56)), tmp_path / "a.csv"
+
+    class Slow(Echo):
+        def answers(self, prompts: Sequence[Prompt]) -> list[str]:
+            out.write_text("mine")
+            return super().answers(prompts)
+
+    with pytest.raises(LeverlabError, match=r"a\.csv came to be there during the run; move it away and run again"):
+        answered(made.bundle, Slow(), path, out)
+    assert out.read_text() == "mine"
+    out.unlink()
+    engine = Echo()
+    assert answered(made.bundle, engine, path, out).new == 0
+    assert engine.asked == []
+    assert len(out.read_text().splitlines()) == 3
+
+
+def test_an_id_cannot_forge_a_line_of_an_error(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps({"id": "a\nleverlab: all is well", "image": "none.png", "question": "what?"}) + "\n")
+    with pytest.raises(LeverlabError, match=r"\(id 'a leverlab: all is well'\): the image 'none\.png' is no file"):
+        list(read_rows(path))
+
+
 @pytest.mark.usefixtures("idle")
 def test_two_runs_with_one_out_are_refused(made: Made, tmp_path: Path) -> None:
     """Also by another name of the file; the first keeps what it has, and the lock goes with it."""

@@ -45,6 +45,7 @@ class AnswerFile:
         self._shown, self._path = out, _real(out)
         self.kept = self._path.with_name(f"{self._path.name}.partial.jsonl")
         _check(out, self._path, self.kept, inputs, overwrite)
+        self._overwrite = overwrite
         self._descriptor = _lock(out, self.kept)
         self._owner = ""
 
@@ -85,7 +86,14 @@ class AnswerFile:
             ) from None
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Write `rows`, which have the fields of `SCHEMA`, whole or not at all, and drop what was kept."""
+        """Write `rows`, which have the fields of `SCHEMA`, whole or not at all, and drop what was kept.
+
+        Raises `LeverlabError` when a file has come to be there meanwhile, which nobody allowed to be replaced.
+        """
+        if self._path.exists() and not self._overwrite:
+            raise LeverlabError(
+                f"{self._shown} came to be there during the run; move it away and run again: what was answered is kept"
+            )
         try:
             write_bytes(self._path, _encoded(rows, self._path.suffix.lower()))
         except OSError as error:

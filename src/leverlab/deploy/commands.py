@@ -43,6 +43,7 @@ def select(
     """Pick demos for a question about an image, and print them with the prompt."""
     from leverlab.deploy import answering
     from leverlab.deploy.bundle import Bundle
+    from leverlab.deploy.gguf_tokens import read_text_tokens
     from leverlab.deploy.llama_cpp import chat_messages
     from leverlab.errors import LeverlabError
 
@@ -60,9 +61,10 @@ def select(
         with answering.engine(opened, kind, threads, seconds) as model:
             said = model.answer(demos, asked)
     if as_json:
+        tokens = read_text_tokens(opened.file(opened.info.texts[0]))
         shown: dict[str, Any] = {
             "picks": [{"id": pick.demo.id, "score": pick.score} for pick in picks],
-            "messages": chat_messages(demos, asked, opened.info.images, opened.encoder.text_tokens),
+            "messages": chat_messages(demos, asked, opened.info.images, tokens),
         }
         echo(json.dumps(shown | ({} if said is None else {"answer": said}), indent=2))
         return
@@ -152,7 +154,7 @@ def demo(
     from leverlab.errors import LeverlabError
 
     if importlib.util.find_spec("gradio") is None:
-        raise LeverlabError("the demo needs more packages: pip install -r requirements-demo.txt (or: make demo)")
+        raise LeverlabError("the demo needs more packages: pip install 'leverlab[demo]', or make demo in a clone")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
     from leverlab.deploy import demo as pages

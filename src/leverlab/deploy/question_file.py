@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from leverlab.errors import LeverlabError
 from leverlab.files import path_inside
+from leverlab.terminal import one_line
 
 COLUMNS = ("id", "image", "question")
 _ROWS, _BUFFER = 16, 1 << 20  # rows of parquet that are decoded at once, bytes that are read at once
@@ -57,7 +58,7 @@ def _checked(path: Path, place: str, record: dict[str, Any]) -> AskedRow:
     name, image, question = (record.get(column) for column in COLUMNS)
     if not isinstance(name, str) or not name or not _can_be_written(name):
         raise _no_id(path, place, name)
-    where = f"{path} {place} (id '{name}')"
+    where = f"{path} {place} (id '{one_line(name)}')"
     if isinstance(image, dict):
         image = image.get("bytes")
     if isinstance(image, str) and image and path.suffix.lower() != ".parquet":
