@@ -17,7 +17,7 @@ export DVC_NO_ANALYTICS := 1
 # One thread gives the same bytes whatever the number of cores, and is faster for small models; raise it for large ones.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help repro tiny clarify test lint format bench bench-clarify verify report gate gate-clarify demo test-demo clean setup setup-demo
+.PHONY: help repro tiny clarify pull test lint format bench bench-clarify verify report gate gate-clarify demo test-demo clean setup setup-demo
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ tiny: setup ## a first look: all stages of the main pipeline on a few dozen ques
 clarify: setup ## run the recipe clarify: only the stages whose inputs changed
 	leverlab params recipes/clarify
 	cd recipes/clarify && dvc repro
+
+pull: setup ## fetch data and models of this commit from the DVC remote
+	dvc pull
 
 test: setup ## run the tests, in two processes
 	pytest -n 2
