@@ -233,6 +233,18 @@ def test_a_gate_on_anything_that_was_measured_is_allowed(params: dict[str, Any])
     assert len(RETRIEVAL) == RETRIEVAL_LISTS
 
 
+def test_the_headline_names_metrics_of_any_shot_count_and_no_others(params: dict[str, Any]) -> None:
+    changed = copy.deepcopy(params)
+    changed["report"]["headline"] = {"more": "grpo.shots_8"}
+    check_params(changed, "params.yaml")
+    changed["report"]["headline"] = {"less": "grpo.shots_0", "typo": "grpo.shot_4"}
+    what = "which no stage measures; correct its name"
+    assert problems(changed) == [
+        f"params.yaml: report.headline.less asks for the metric 'grpo.shots_0', {what}",
+        f"params.yaml: report.headline.typo asks for the metric 'grpo.shot_4', {what}",
+    ]
+
+
 def test_a_gate_of_a_recipe_asks_for_what_is_measured(tmp_path: Path) -> None:
     folder = tmp_path / "recipes" / "clarify"
     folder.mkdir(parents=True)

@@ -47,7 +47,7 @@ LANES: tuple[dict[str, dict[str, Any]], ...] = (
             "reward.shot_weights": [1.0, 1.0, 1.0],
             "report.gates.grpo_over_control.metric": "comparisons.sft_control.shots_3.ci_low",
         },
-        "vlm": {"vlm.dtype": "float32"},
+        "vlm": {"vlm.dtype": "bfloat16"},
     },
 )
 VLM = "worlds/digits"  # the folder of the VLM's own pipeline

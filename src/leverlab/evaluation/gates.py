@@ -49,11 +49,14 @@ def headline_metrics(
 ) -> dict[str, float | int | None]:
     """Return the value of each metric by its short name, with four decimals, and under `red` how many gates failed.
 
-    names: short name -> dotted key into `metrics`. A value that is NaN or infinite is None. Raises the same errors as
-    `evaluate_gates`.
+    names: short name -> dotted key into `metrics`. A value is None when it is NaN or infinite, and when it was not
+    measured: a run with fewer shots has no accuracy at four. Raises `LeverlabError` for one that is not a number.
     """
     known = _flatten(metrics)
-    values = {name: _look_up(f"headline '{name}'", metric, known) for name, metric in names.items()}
+    values = {
+        name: _look_up(f"headline '{name}'", metric, known) if metric in known else math.nan
+        for name, metric in names.items()
+    }
     found = {name: round(value, 4) if math.isfinite(value) else None for name, value in values.items()}
     return found | {"red": sum(not gate.passed for gate in gates)}
 

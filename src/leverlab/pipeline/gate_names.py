@@ -1,13 +1,14 @@
 """The metrics that gates and the headline can name, known before anything has been measured."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from leverlab.config.report import ReportParams
 
 # `leverlab.evaluation.summary` has the methods too; it takes seconds to import, and params are checked by every stage
 BASELINES = ("random", "fixed", "image_sim", "text_sim", "mix", "type_sim", "oracle")
 TRAINED = ("sft", "rce", "sft_control", "grpo")
+MOST_SHOTS = 16  # that eval.shots may be; a headline metric of more shots than a run has is shown as not measured
 
 
 def main_metrics(shots: int, kinds: Iterable[str]) -> list[str]:
@@ -36,15 +37,13 @@ def recipe_metrics(kinds: Iterable[str]) -> list[str]:
     ]
 
 
-def unknown_metrics(report: ReportParams, known: Sequence[str], where: str) -> list[str]:
-    """Return a sentence for every gate and headline metric that none of the patterns `known` matches in full."""
-    asked: Mapping[str, str] = {
-        **{f"gates.{name}": gate.metric for name, gate in report.gates.items()},
-        **{f"headline.{name}": metric for name, metric in report.headline.items()},
-    }
+def unknown_metrics(report: ReportParams, gates: Sequence[str], headline: Sequence[str], where: str) -> list[str]:
+    """Return a sentence for every gate and every headline metric that none of its patterns matches in full."""
+    asked = [(f"gates.{name}", gate.metric, gates) for name, gate in report.gates.items()]
+    asked += [(f"headline.{name}", metric, headline) for name, metric in report.headline.items()]
     return [
         f"{where}: report.{name} asks for the metric '{metric}', which no stage measures; correct its name"
-        for name, metric in asked.items()
+        for name, metric, known in asked
         if not any(re.fullmatch(pattern, metric) for pattern in known)
     ]
 

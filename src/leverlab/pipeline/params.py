@@ -20,7 +20,7 @@ from leverlab.config.selector import SelectorParams
 from leverlab.config.sft import SftParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.errors import LeverlabError
-from leverlab.pipeline.gate_names import main_metrics, unknown_metrics
+from leverlab.pipeline.gate_names import MOST_SHOTS, main_metrics, unknown_metrics
 
 SECTIONS: dict[str, type[Section]] = {
     "data": DataParams,
@@ -122,4 +122,5 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
         problems.append(
             f"{where}: grpo.control.keep = {parsed['grpo'].control.keep} exceeds the {stored} lists of a stored group"
         )
-    return problems + unknown_metrics(parsed["report"], main_metrics(shots, KINDS), where)
+    gates, headline = main_metrics(shots, KINDS), main_metrics(MOST_SHOTS, KINDS)
+    return problems + unknown_metrics(parsed["report"], gates, headline, where)

@@ -66,4 +66,4 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
     if parsed["shadow"].folds > parsed["data"].calib:
         problems.append(f"{where}: shadow.folds exceeds data.calib = {parsed['data'].calib}")
     metrics = recipe_metrics(get_args(Kind))
-    return problems + unknown_metrics(parsed["report"], metrics, where)
+    return problems + unknown_metrics(parsed["report"], metrics, metrics, where)
