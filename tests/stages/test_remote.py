@@ -47,4 +47,4 @@ def test_commands_work_on_what_was_pulled(pulled: Clone, tmp_path: Path) -> None
     assert len(out.read_text(encoding="utf-8").splitlines()) == 1 + 4
     assert json.loads(pulled.run("leverlab", "compare", "workspace", "HEAD", "--json"))
     assert "data/prepared" in pulled.run("leverlab", "lineage", "reports/report.html")
-    assert "tiny" in pulled.run("leverlab", "plan", "ledger")
+    assert "Ranked by validation accuracy" in pulled.run("leverlab", "plan", "ledger", "HEAD", "workspace")
