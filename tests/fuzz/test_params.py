@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ Maker = Callable[..., Tally]
 
 pytestmark = pytest.mark.filterwarnings("error")
 # keys whose members are named by the user
-FREE = ("reward.weights", "report.gates")
+FREE = ("reward.weights", "report.gates", "report.headline")
 LIMITS = ("min_kl", "max_kl", "min_entropy", "min_distinct", "max_identical", "max_falls")
 NULLABLE = ("data.source", "reward.weights", "grpo.clip_epsilon", *(f"grpo.guard.{name}" for name in LIMITS))
 # keys whose value may be a number or a schedule
@@ -59,6 +60,10 @@ def check_leaves(data: Any, wanted: Any) -> None:
                 assert isinstance(rule["metric"], str)
                 assert len(bounds) == 1
                 assert is_number(bounds[0])
+        elif name == "report.headline":
+            assert len(value) <= 12
+            assert all(re.fullmatch(r"[a-z][a-z0-9_]{0,11}", short) and metric for short, metric in value.items())
+            assert all(isinstance(metric, str) for metric in value.values())
         else:
             check_leaf(name, value, known[name])
 

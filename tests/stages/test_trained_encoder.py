@@ -53,6 +53,7 @@ SMALLER = {
     "rl_data.health.min_distinct_candidates": 0.0,
     "eval.shots": SHOTS,
     "reward.shot_weights": [1.0] * SHOTS,
+    "report.gates.grpo_over_control.metric": f"comparisons.sft_control.shots_{SHOTS}.ci_low",
     "selector.width": 32,
     "sft.batch": 4,
     "sft.encoder.epochs": 2,
