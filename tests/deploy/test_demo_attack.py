@@ -131,7 +131,7 @@ def below(upload: str, path: str) -> dict[str, Any]:
     return {"path": upload, "more": [{"path": path, "meta": META}]}
 
 
-# What stands in for the image: the path of a file of Gradio, by the name of the attack.
+# The path that each attack gives in place of the image, by the name of the attack.
 PATHS = {
     "absolute": lambda t: str(t.picture),
     "absolute_text": lambda t: str(t.secret),
