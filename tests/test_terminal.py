@@ -21,7 +21,7 @@ GONE = "\N{REPLACEMENT CHARACTER}"
     ("text", "shown"),
     [
         ("a\x1b[2Jb\rc\nd é…", f"a{GONE}[2Jb{GONE}c\nd é…"),
-        ("\x9b31m\x7f\a\b\0\t", f"{GONE}31m{GONE * 5}"),  # C1's CSI, DEL, BEL, backspace, NUL, tab
+        ("\x9b31m\x7f\a\b\0\t", f"{GONE}31m{GONE * 4}\t"),  # C1's CSI, DEL, BEL, backspace, NUL; a tab is white space
         ("\u202eabc\u2066\u200f", f"{GONE}abc{GONE * 2}"),  # marks that reorder what is read
         ("a\u2028b\udcff\ufeff", f"a{GONE}b{GONE * 2}"),
         ("می\u200cخواهم 👩\u200d🚀 10\u00a0€ 日本\u3000語", "می\u200cخواهم 👩\u200d🚀 10\u00a0€ 日本\u3000語"),

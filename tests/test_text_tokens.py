@@ -162,6 +162,14 @@ def test_pieces_of_a_unigram_vocabulary_are_text() -> None:
     assert tokens.ids("a?b") == [made.token_to_id("a"), 0, made.token_to_id("b")]  # unknown, as ever
 
 
+def test_an_unknown_token_that_the_template_writes_is_no_error() -> None:
+    """Texts give it as well, so it is counted neither there nor in the template."""
+    made = Tokenizer(models.WordLevel({"<|end|>": 0, "a": 1, "<final>": 2}, unk_token="<|end|>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["<|end|>", "<final>"])
+    assert TextTokens(made).encode("a b <|end|> <final>").ids == [1, 0, 0, 2]
+
+
 def test_a_vocabulary_that_itself_holds_what_a_text_spells_is_refused() -> None:
     """Words are looked up as they are, so '<final>' cannot be had as anything else than the control token."""
     made = Tokenizer(models.WordLevel({"<final>": 0, "a": 1, "?": 2}, unk_token="?"))

@@ -237,8 +237,10 @@ def run_stage(stage: str, body: Callable[[Stage], None], item: dict[str, str] | 
             raise
         traceback.print_exc()
         sys.exit(
-            f"leverlab: stage {stage}: no space left on the disk ({error}); free some and run dvc repro again: "
-            "what was finished is kept"
+            printable(
+                f"leverlab: stage {stage}: no space left on the disk ({error}); free some and run dvc repro again: "
+                "what was finished is kept"
+            )
         )
 
 
@@ -328,7 +330,7 @@ class _Lines:
 
     def write(self, text: str) -> None:
         if line := text.strip():
-            print(line, file=sys.stderr, flush=True)
+            echo(line, err=True)
 
     def flush(self) -> None:
         sys.stderr.flush()

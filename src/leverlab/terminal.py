@@ -3,12 +3,12 @@
 import sys
 import unicodedata
 
-_KEPT = "\n\u200c\u200d"  # line breaks, and the joiners (Cf) that Persian, Hindi and emoji are spelled with
+_KEPT = "\n\t\u200c\u200d"  # line breaks, tabs, and the joiners (Cf) that Persian, Hindi and emoji are spelled with
 _STEERING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control, format (with bidi), surrogate, unassigned, separators
 
 
 def printable(text: str) -> str:
-    """Return `text` with U+FFFD for each character that could steer a terminal; line breaks stay."""
+    """Return `text` with U+FFFD for each character that could steer a terminal; line breaks and tabs stay."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(

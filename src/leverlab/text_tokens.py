@@ -104,7 +104,7 @@ class TextTokens:
             written += prompt[end : found.start()]
             pieces.append(_Piece(found.start(), len(written), len(found[0])))
             written += chr(int(found[1])) if found[1] else self._names[found[0]]
-            controls += not found[1]
+            controls += not found[1] and self.controls[found[0]] in self._control_ids
             end = found.end()
         pieces.append(_Piece(end, len(written), None))
         encoding = self._copy.encode(written + prompt[end:], add_special_tokens=False)

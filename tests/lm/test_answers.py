@@ -41,6 +41,8 @@ LONG = "9" * 5000  # more digits than Python reads as a number
         ("50.0%", "50%"),
         (LONG, LONG),
         ("1/0", "1/0"),
+        ("-3/4", "-0.75"),
+        ("'12.0'", "'12'"),
     ],
 )
 def test_equal_numbers(said: str, right: str) -> None:
@@ -70,6 +72,14 @@ def test_equal_numbers(said: str, right: str) -> None:
         ("1e9999999", "1"),
         (LONG, "9"),
         ("1.2.3", "1.2.30"),
+        ("48/2", "24"),
+        ("2/4", "0.5"),
+        ("4.5/3", "1.5"),
+        ("7/1", "7"),
+        ("10 000", "10 0"),
+        ("10\u202f000", "10 0"),
+        ("1'000", "1'0"),
+        ("1\u2019000", "1\u20190"),
     ],
 )
 def test_other_numbers(said: str, right: str) -> None:

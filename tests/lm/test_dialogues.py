@@ -139,6 +139,46 @@ def test_what_a_thought_may_say() -> None:
 
 
 @pytest.mark.parametrize(
+    ("thought", "text", "grounded"),
+    [
+        ("12/2=6", "Half of 12 pens are blue.", True),  # computed numbers say nothing against it
+        ("12 / 2 = 6, 6 - 1 = 5", "Half of 12 pens are blue.", True),
+        ("13/2=6", "Half of 12 pens are blue.", False),
+        ("1234 pens", "There are 1,234 pens.", True),  # numbers by their value
+        ("1,234 + 1.5", "1234 and 1.50 pens.", True),
+        ("234 pens", "There are 1,234 pens and 1 234.", True),
+        ("234 birds", "There are 1,234 pens.", False),
+        ("小明 有 三", "小明有三个苹果。", True),  # a script without blanks: by its characters
+        ("小明的苹果", "小明有三个苹果。", True),
+        ("我不是他们的", "我们不是他的。", False),  # function words
+        ("天气很好吗", "小明有三个苹果。", False),
+        ("question", "- Oslo lies by the sea .\n\nQuestion: is Oslo wet ?", False),  # the label
+        ("a question", "Question: is Oslo wet ?", False),
+        ("Oslo is missing", "Question: is Oslo wet ?", True),
+    ],
+)
+def test_numbers_scripts_and_labels(thought: str, text: str, grounded: bool) -> None:
+    said = dialogue(question(text=text), [f"<think>{thought}</think><final>x</final>"])
+    assert said.grounded_thoughts == (grounded,)
+
+
+@pytest.mark.parametrize(
+    ("thought", "asked", "grounded"),
+    [
+        ("The home is missing.", "home", True),
+        ("I need to ask for the home", "home", True),
+        ("home ?", "friend", True),  # both are names that the user knows
+        ("missing", "home", False),
+        ("I need to ask", "home", False),
+        ("weather ?", "weather", False),  # nobody has a reply
+    ],
+)
+def test_a_thought_before_an_ask(thought: str, asked: str, grounded: bool) -> None:
+    said = dialogue(question(text="Eva Rome ?"), [f"<think>{thought}</think><ask>{asked}</ask>", final("Oslo")])
+    assert said.grounded_thoughts[0] is grounded
+
+
+@pytest.mark.parametrize(
     ("said", "same"),
     [("the Oslo", True), (" OSLO .", True), ("Oslo city", False), ("os lo", False)],
 )

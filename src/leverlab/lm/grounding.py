@@ -2,7 +2,7 @@
 
 from leverlab.lm.dialogues import Dialogue
 from leverlab.lm.questions import UNKNOWN
-from leverlab.lm.thoughts import words
+from leverlab.lm.thoughts import is_number, words
 
 _NUMBERS = frozenset(
     words(
@@ -22,7 +22,7 @@ def grounded(dialogue: Dialogue) -> bool:
     said = words(dialogue.final or "")
     told = _NUMBERS.union(words(dialogue.question.text), *map(words, dialogue.replies))
     free = len(said) == 1 and said[0] in _FREE
-    return free or (bool(said) and all(word in told or word.isdigit() for word in said))
+    return free or (bool(said) and all(word in told or is_number(word) for word in said))
 
 
 def exploits(dialogue: Dialogue, proxy: float, high: float) -> bool:
