@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from leverlab.config.reward import RewardParams
 from leverlab.config.schedule import Schedule
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.evaluation.vqa_metric import vqa_accuracy
+from leverlab.live import Live, Training
 from leverlab.parallel import run_tasks
 from leverlab.rl.kl import adapt_beta
 from leverlab.selector.network import Selector
@@ -44,6 +46,7 @@ class Arm:
     vlm: VlmParams
     shots: int
     folder: Path  # checkpoints and resume state
+    training: Training
 
 
 def train_arm(arm: Arm) -> int:
@@ -80,7 +83,9 @@ def train_arm(arm: Arm) -> int:
     def say(row: Row) -> None:
         print(f"grpo@{arm.seed}: {arm.name} {describe(row, params.epochs)}", flush=True)
 
-    train(policy, settings, losses, lambda selector: validator(selector, reference), arm.folder, say, guard, practice)
+    validate = partial(validator, reference=reference)
+    with Live(arm.training) as live:
+        train(policy, settings, losses, validate, arm.folder, live.also(say), guard, practice)
     return scorer.computed
 
 
@@ -156,7 +161,10 @@ def body(stage: Stage, seed: int) -> None:
         f"models/{params.reference}/{seed}",
     ):
         stage.dep(needed)
-    arms = [Arm(name, seed, params, reward, vlm, shots, stage.state_dir / name) for name in ARMS]
+    arms = []
+    for name in ARMS:
+        training = Training.of(stage, "epoch", params.epochs, "val_accuracy", name)
+        arms.append(Arm(name, seed, params, reward, vlm, shots, stage.state_dir / name, training))
     asked = sum(run_tasks(train_arm, arms))
     stage.say(f"{asked} prompts went through the VLM, all others were in the score cache")
     for arm in arms:

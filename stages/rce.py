@@ -11,6 +11,7 @@ from torch import Tensor
 from leverlab.config.rce import RceParams
 from leverlab.config.reward import RewardParams
 from leverlab.config.vlm import EvalParams, VlmParams
+from leverlab.live import Live, Training
 from leverlab.rl.losses import rce_weights
 from leverlab.stage import Stage, run_stage, workspace_store
 from leverlab.training.groups import read_groups
@@ -47,14 +48,9 @@ def body(stage: Stage, seed: int) -> None:
     updates = updates_per_epoch(len(lists), params.batch)
     settings = Optimisation.of(params, updates, seed)
 
-    train(
-        selector,
-        settings,
-        losses,
-        lambda policy: validator(policy, start),
-        stage.state_dir,
-        lambda row: stage.say(describe(row, params.epochs)),
-    )
+    with Live(Training.of(stage, "epoch", params.epochs, "val_accuracy")) as live:
+        say = live.also(lambda row: stage.say(describe(row, params.epochs)))
+        train(selector, settings, losses, lambda policy: validator(policy, start), stage.state_dir, say)
     publish_run(stage.state_dir, stage.out(f"models/rce/{seed}"))
 
 

@@ -12,6 +12,7 @@ from leverlab.config.prepare import PrepareEncoder
 from leverlab.config.selector import SelectorParams
 from leverlab.config.sft import SftParams
 from leverlab.config.vlm import EvalParams, VlmParams
+from leverlab.live import Listener, Live, Training
 from leverlab.records import read_examples
 from leverlab.selector.architecture import Architecture
 from leverlab.selector.batches import QueryData
@@ -19,7 +20,7 @@ from leverlab.selector.encoders import ClipImageEncoder, ImageEncoder, VlmImageE
 from leverlab.selector.features import read_features, write_features
 from leverlab.selector.network import Selector
 from leverlab.stage import Stage, run_stage, workspace_store
-from leverlab.training.encoder import ImageTable, make_trainable, save_encoder, train_encoder
+from leverlab.training.encoder import ImageTable, describe_encoder, make_trainable, save_encoder, train_encoder
 from leverlab.training.groups import read_beams
 from leverlab.training.imitation import Lists, imitation_losses, uniform_weights, updates_per_epoch
 from leverlab.training.loop import Optimisation, describe, train
@@ -39,7 +40,9 @@ def body(stage: Stage, seed: int) -> None:
     beams = read_beams(stage.dep("data/rl/beams.parquet"), shots, policy.stop)
     out, queries = stage.out(f"models/sft/{seed}"), data.queries
     if params.encoder.train != "none":
-        features = encode_anew(stage, params, vlm, policy, data, beams, shots, seed)
+        with Live(Training.of(stage, "epoch", params.encoder.epochs, arm="encoder")) as live:
+            say = live.also(lambda row: stage.say(describe_encoder(row, params.encoder.epochs)))
+            features = encode_anew(stage, params, vlm, policy, data, beams, shots, seed, say)
         queries = data.queries_with(features)
     scorer = data.scorer(data.splits["val"], workspace_store() / "scores.sqlite", vlm)
     validator = Validator(queries, data.splits["val"], scorer, shots)
@@ -49,7 +52,9 @@ def body(stage: Stage, seed: int) -> None:
     updates = updates_per_epoch(len(beams), params.batch)
     settings = Optimisation.of(params, updates, seed)
 
-    train(selector, settings, losses, validator, stage.state_dir, lambda row: stage.say(describe(row, params.epochs)))
+    with Live(Training.of(stage, "epoch", params.epochs, "val_accuracy")) as live:
+        say = live.also(lambda row: stage.say(describe(row, params.epochs)))
+        train(selector, settings, losses, validator, stage.state_dir, say)
     publish_run(stage.state_dir, out)
     if params.encoder.train != "none":
         shutil.copyfile(stage.state_dir / FEATURES, out / FEATURES)
@@ -74,6 +79,7 @@ def encode_anew(
     beams: Mapping[str, Lists],
     shots: int,
     seed: int,
+    on_epoch: Listener,
 ) -> Path:
     """Train the image encoder, keep it in the state folder, and return the file of the features that it gives."""
     path, source = stage.state_dir / FEATURES, stage.section("prepare", PrepareEncoder).encoder
@@ -90,7 +96,7 @@ def encode_anew(
     selector = fresh_selector(data.queries, data, policy, seed)
     images = ImageTable.of(encoder, [*data.pool, *data.splits["train"]])
     folder = stage.state_dir
-    train_encoder(encoder, selector, data.queries, images, beams, shots, params, seed, folder, stage.say)
+    train_encoder(encoder, selector, data.queries, images, beams, shots, params, seed, folder, on_epoch)
     save_encoder(folder / ENCODER, encoder.module, config)
     prepared = stage.dep("data/prepared")
     splits = [data.pool, *data.splits.values(), read_examples(prepared / "test.parquet")]

@@ -280,6 +280,29 @@ def gate(folder: Recipe = None, as_json: AsJson = False) -> None:
     raise typer.Exit(0 if all(rule.passed for rule in gates) else 1)
 
 
+@app.command()
+def watch(
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of a recipe, such as recipes/clarify; without one, all pipelines.")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once; so does a pipe or a file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the trainings that run now, and those that were killed: epoch, loss, validation, best, seconds an epoch."""
+    from leverlab.pipeline import watch as trainings
+
+    root = repository_root()
+    if folder is not None:
+        _check_recipe_folder(folder)
+    home = None if folder is None else trainings.home_of(root, folder)
+    if as_json:
+        _print_json(trainings.as_list(trainings.read_progress(root, home)))
+    elif once or not sys.stdout.isatty():
+        _console(160).print(trainings.table(trainings.read_progress(root, home)))
+    else:
+        trainings.follow(_console(160), root, home)
+
+
 plan = typer.Typer(no_args_is_help=True, help="Named sets of params overrides.")
 app.add_typer(plan, name="plan")
 

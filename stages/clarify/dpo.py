@@ -2,6 +2,7 @@
 
 from leverlab.config.dialogue_training import DpoParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
+from leverlab.live import Live, Training
 from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.dpo import DpoSettings, train_dpo
 from leverlab.lm.preferences import preference_pairs
@@ -35,7 +36,8 @@ def body(stage: Stage, seed: int) -> None:
     )
     stage.say(f"{len(found.pairs)} pairs; {found.without} of {found.questions} questions have none")
     settings = DpoSettings(**vars(settings_of(params, "dpo", seed)), beta=params.beta)
-    rows = train_dpo(policy, base, found.pairs, settings, stage.state_dir, say_every(stage, 10))
+    with Live(Training.of(stage, "step", settings.updates(len(found.pairs)))) as live:
+        rows = train_dpo(policy, base, found.pairs, settings, stage.state_dir, live.also(say_every(stage, 10)))
     validator = Validator(base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha, reward.high, seed)
     publish_policy(stage, stage.out(f"recipes/clarify/models/dpo/{seed}"), policy, base, rows, validator)
 

@@ -1,7 +1,10 @@
 """grpo: group-relative policy optimisation on whole dialogues, from RCE's policy, with the verified reward."""
 
+from dataclasses import replace
+
 from leverlab.config.clarify_grpo import DialogueGrpoParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
+from leverlab.live import Live, Training
 from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.grpo import Run, train_grpo
 from leverlab.lm.loop import adapter_file
@@ -46,7 +49,8 @@ def body(stage: Stage, seed: int) -> None:
         folder=stage.state_dir,
         say=stage.say,
     )
-    memory = train_grpo(policy, base, adapter_file(adapters[params.reference]), run)
+    with Live(Training.of(stage, "step", params.steps, "val/success")) as live:
+        memory = train_grpo(policy, base, adapter_file(adapters[params.reference]), replace(run, log=live.log))
     publish_grpo(memory, stage.state_dir, stage.out(f"recipes/clarify/models/grpo/{seed}"))
 
 

@@ -1,6 +1,7 @@
 """hack-probe: the same trainer on a proxy reward that is bad on purpose: do the alarms tell both arms apart?"""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from peft import PeftModel
@@ -11,6 +12,7 @@ from leverlab.config.clarify_shadow import HackProbeParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
+from leverlab.live import Live, Training
 from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.alarms import alarms
 from leverlab.lm.grpo import Run, train_grpo
@@ -67,7 +69,8 @@ def body(stage: Stage) -> None:
         folder=stage.state_dir,
         say=stage.say,
     )
-    memory = train_grpo(policy, base, adapter_file(start), run)
+    with Live(Training.of(stage, "step", params.steps, "val/success")) as live:
+        memory = train_grpo(policy, base, adapter_file(start), replace(run, log=live.log))
     publish_grpo(memory, stage.state_dir, stage.out("recipes/clarify/models/hack_probe"))
     kept = load_policy(load_base(source.source, source.dtype), models / "best" / str(seed) / "adapter")
     kept.load_adapter(str(start), adapter_name=REFERENCE)

@@ -2,6 +2,7 @@
 
 from leverlab.config.dialogue_training import DialogueRceParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams
+from leverlab.live import Live, Training
 from leverlab.lm.adapters import load_base, load_policy
 from leverlab.lm.imitation import train_rce, weigh
 from leverlab.lm.questions import read_questions
@@ -28,7 +29,9 @@ def body(stage: Stage, seed: int) -> None:
     stage.say(f"{found.flat} of {found.groups} groups have no spread and are left out")
     examples = [tokens_of(base.chat, records[row], questions, path) for row in found.rows]
     settings = settings_of(params, "rce", seed)
-    rows = train_rce(policy, base, examples, found.weights, settings, stage.state_dir, say_every(stage, 4))
+    with Live(Training.of(stage, "step", settings.updates(len(examples)))) as live:
+        say = live.also(say_every(stage, 4))
+        rows = train_rce(policy, base, examples, found.weights, settings, stage.state_dir, say)
     rows = [row | {"flat_groups": found.flat / found.groups} for row in rows]
     validator = Validator(base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha, reward.high, seed)
     publish_policy(stage, stage.out(f"recipes/clarify/models/rce/{seed}"), policy, base, rows, validator)

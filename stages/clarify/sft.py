@@ -2,6 +2,7 @@
 
 from leverlab.config.dialogue_training import DialogueSftParams
 from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueRewardParams, LoraParams
+from leverlab.live import Live, Training
 from leverlab.lm.adapters import load_base, new_adapter
 from leverlab.lm.imitation import train_sft
 from leverlab.lm.questions import read_questions
@@ -27,7 +28,9 @@ def body(stage: Stage, seed: int) -> None:
         for said in read_records(data / "taught.jsonl", Taught)
     ]
     policy = new_adapter(base, lora.rank, lora.alpha, seed)
-    rows = train_sft(policy, base, examples, settings_of(params, "sft", seed), stage.state_dir, say_every(stage, 20))
+    settings = settings_of(params, "sft", seed)
+    with Live(Training.of(stage, "step", settings.updates(len(examples)))) as live:
+        rows = train_sft(policy, base, examples, settings, stage.state_dir, live.also(say_every(stage, 20)))
     validator = Validator(base.chat, read_questions(data / "val.jsonl"), limits, reward.alpha, reward.high, seed)
     publish_policy(stage, stage.out(f"recipes/clarify/models/sft/{seed}"), policy, base, rows, validator)
 

@@ -120,3 +120,18 @@ def test_where_only_declared_sections_are_nothing_more_is_checked(tmp_path: Path
     (tmp_path / CHECK).unlink()
     place.params.write_text("eval:\n  shots: 4\n")
     assert place.run() == (0, "")
+
+
+def test_a_tracker_that_is_unknown_or_missing_stops_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, ".")
+    monkeypatch.setenv("LEVERLAB_REPORT_TO", "tensorbord")
+    said = (
+        "leverlab: stage job: LEVERLAB_REPORT_TO = 'tensorbord': there is no tracker 'tensorbord'; "
+        "did you mean 'tensorboard'? docs/live.md shows all\n"
+    )
+    assert place.run() == (1, said)
+    assert not (tmp_path / "out.txt").exists()
+    monkeypatch.setenv("LEVERLAB_REPORT_TO", "none")
+    assert place.run() == (0, "")

@@ -346,7 +346,7 @@ def anew(plain: Clone, data: Prepared, folder: Path, clip: Path, train: str) -> 
     )
     sft, vlm, policy = section("sft", SftParams), section("vlm", VlmParams), section("selector", SelectorParams)
     beams = read_beams(plain.root / "data/rl/beams.parquet", SHOTS, False)
-    return encode_anew(stage, sft, vlm, policy, data, beams, SHOTS, seed=0)
+    return encode_anew(stage, sft, vlm, policy, data, beams, SHOTS, seed=0, on_epoch=lambda row: None)
 
 
 def test_a_clip_is_trained_whole(plain: Clone, with_clip: Prepared, clip: Path, tmp_path: Path) -> None:

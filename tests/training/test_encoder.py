@@ -28,7 +28,14 @@ from leverlab.selector.candidates import Candidates, CandidateSet
 from leverlab.selector.encoders import ClipImageEncoder, ImageEncoder, VlmImageEncoder, image_features
 from leverlab.selector.features import FeatureTable
 from leverlab.selector.network import Selector
-from leverlab.training.encoder import ImageTable, make_trainable, save_encoder, train_encoder, trained_weights
+from leverlab.training.encoder import (
+    ImageTable,
+    describe_encoder,
+    make_trainable,
+    save_encoder,
+    train_encoder,
+    trained_weights,
+)
 from leverlab.training.loop import NotFiniteError
 from leverlab.vlm.model import Vlm
 from leverlab.vlm.tiny import build_model, build_processor, build_tokenizer
@@ -134,7 +141,7 @@ class Run:
         self.lists = {query: lists for query, (_, lists) in LISTS.items()}
         self.said: list[str] = []
 
-    def train(self, say: Callable[[str], None] | None = None) -> None:
+    def train(self, on_epoch: Callable[[dict[str, float]], None] | None = None) -> None:
         self.said = []
         train_encoder(
             self.subject.encoder,
@@ -146,7 +153,7 @@ class Run:
             self.params,
             self.seed,
             self.folder,
-            say or self.said.append,
+            on_epoch or (lambda row: self.said.append(describe_encoder(row, self.params.encoder.epochs))),
         )
 
     def trained(self) -> dict[str, Tensor]:

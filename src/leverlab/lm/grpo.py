@@ -45,6 +45,7 @@ class Run:
     """One run of GRPO: everything but the models.
 
     name: of the policy, in its records. folder: where checkpoints, records and adapters of evaluations go.
+    log: gets the row of each step, and that of each evaluation with 'val/' as the prefix of its names.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Run:
     evaluate: Evaluate
     folder: Path
     say: Callable[[str], None]
+    log: Callable[[Row, str], None] = lambda row, prefix: None
 
 
 def train_grpo(policy: PeftModel, base: Base, reference: Mapping[str, torch.Tensor], run: Run) -> Memory:
@@ -219,6 +221,8 @@ class DialogueTrainer(GRPOTrainer):
             row |= {name: value for name, value in logs.items() if name.startswith("terms/")}
             check_finite(row, f"grpo@{self.run.seed}", "grpo.lr")
             self.memory.steps.append(row)
+            if self.accelerator.is_main_process:
+                self.run.log(row, "")
 
 
 # column of a step's row → TRL's name
@@ -260,6 +264,7 @@ class LoopCallback(TrainerCallback):
         if main:
             save_adapter(policy, self.base, run.folder / "steps" / str(step))
             run.say(describe(memory.rows[-1], run.params.steps))
+            run.log(memory.rows[-1], "val/")
         if event.action == "alpha":
             memory.alpha_factor *= run.params.guard.alpha_factor
         elif event.action == "back":

@@ -105,11 +105,12 @@ def train_encoder(
     params: SftParams,
     seed: int,
     folder: Path,
-    say: Callable[[str], None],
+    on_epoch: Callable[[dict[str, float]], None],
 ) -> None:
     """Train the weights of `encoder` that take gradients, and `selector`, on the `lists` of each query, in place.
 
-    The state after each epoch is kept in `folder`, and a run goes on from the last one. Raises `NotFiniteError` when a
+    The state after each epoch is kept in `folder`, and a run goes on from the last one. `on_epoch` gets a row with
+    `epoch`, `step` (updates so far) and the mean `loss`. Raises `NotFiniteError` when a
     loss is not a number.
     """
     weights, queries = trained_weights(encoder.module), sorted(lists)
@@ -147,7 +148,12 @@ def train_encoder(
             optimizer.step()
             losses.append(float(loss.detach()))
         _save(state_file, epoch, weights, selector, optimizer)
-        say(f"encoder epoch {epoch} of {epochs}: loss {sum(losses) / len(losses):.4f}")
+        on_epoch({"epoch": epoch, "step": epoch * per_epoch, "loss": sum(losses) / len(losses)})
+
+
+def describe_encoder(row: Mapping[str, float], epochs: int) -> str:
+    """Return one line about an epoch."""
+    return f"encoder epoch {row['epoch']:.0f} of {epochs}: loss {row['loss']:.4f}"
 
 
 def _save(
