@@ -1,6 +1,7 @@
 """GRPO on dialogues: kills, records, the guard's ladder, flat groups, and TRL's loss beside our own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -100,6 +101,17 @@ def trained(run: Run) -> tuple[Memory, dict[str, torch.Tensor]]:
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Memory, dict[str, torch.Tensor]]:
     run = run_of(tmp_path_factory.mktemp("unbroken"))
     return run, *trained(run)
+
+
+def test_the_rows_of_steps_and_evaluations_are_logged_as_they_come(tmp_path: Path) -> None:
+    logged: list[tuple[str, dict[str, Any]]] = []
+    run = replace(run_of(tmp_path), log=lambda row, prefix: logged.append((prefix, dict(row))))
+    memory, _ = trained(run)
+    assert [row for prefix, row in logged if prefix == "val/"] == memory.rows
+    assert [row for prefix, row in logged if prefix == ""] == memory.steps
+    steps = [row["step"] for _, row in logged]
+    assert steps == sorted(steps)
+    assert len(memory.steps) > 1
 
 
 class KilledError(Exception):

@@ -1,6 +1,7 @@
 """The recipe `clarify`, every stage once on small numbers, in one process: what its files say is what happened."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -77,6 +78,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(root)
         patch.setenv("LEVERLAB_WORKERS", "1")
         patch.setattr(sys, "argv", ["stage"])
+        patch.setenv("LEVERLAB_REPORT_TO", "dvclive")
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (root / "src", REPOSITORY / "tests/live_packages"))))
         run("prepare")
         for seed in SEEDS:
             for stage in OF_SEED:
@@ -106,6 +109,18 @@ def test_weights_of_every_trained_stage_differ_from_their_parent(recipe: Path, s
         assert any(not torch.equal(child[name], parent[name]) for name in parent)
     best = adapter(models / "best" / str(seed) / "adapter")
     assert all(torch.equal(best[name], steps[2][name]) for name in best)
+
+
+def test_every_training_leaves_its_curves_beside_its_outs(recipe: Path) -> None:
+    found = []
+    for path in (recipe / "live").rglob("plots/metrics/loss.tsv"):
+        stage, run = path.relative_to(recipe / "live").parts[:2]
+        found.append((stage, run.rpartition("-")[0]))
+        lines = [line.split("\t") for line in path.read_text().splitlines()]
+        assert [int(step) for step, _ in lines[1:]] == [*range(1, len(lines))]
+        assert (path.parent / "val/success.tsv").exists() == (stage in {"grpo", "hack-probe"})
+    of_seeds = [(stage, str(seed)) for stage in ("dpo", "grpo", "rce", "sft") for seed in SEEDS]
+    assert sorted(found) == sorted([*of_seeds, ("hack-probe", "")])
 
 
 def test_the_proxy_arm_learns_from_another_reward(recipe: Path) -> None:
