@@ -78,7 +78,7 @@ def page_template(path: Path) -> Template:
 
 
 def render_page(report: Report, pictures: Mapping[str, Picture]) -> str:
-    """Return the page as HTML, with the pictures `shots`, `curves` and `export`.
+    """Return the page as HTML, with the pictures `shots` and `curves`.
 
     Style and pictures are inline, there is no script, nothing is fetched; the bytes follow from the arguments alone.
     """
@@ -107,8 +107,8 @@ def render_page(report: Report, pictures: Mapping[str, Picture]) -> str:
         curves_figure=_figure("curves", pictures["curves"], _curves_alt(report)),
         chosen=tables.checkpoints_text(chosen).drop(columns="chosen"),
         checkpoints=tables.checkpoints_text(report.checkpoints),
-        export_figure=_figure("export", pictures["export"], _export_alt(report.export)),
         export_tables={
+            "sizes": exported.sizes_text(report.export),
             "files": exported.files_text(report.export),
             "parity": exported.parity_text(report.export),
             "answers": exported.answers_text(report.export),
@@ -195,13 +195,6 @@ def _figure(name: str, picture: Picture, alt: str) -> Markup:
     return Markup('<div class="wide">{}</div>\n<div class="narrow">{}</div>').format(
         _inline(picture.wide, f"{name}-wide", alt), _inline(picture.narrow, f"{name}-narrow", alt)
     )
-
-
-def _export_alt(export: Export) -> str:
-    """Return what the picture of the exported files shows, in words."""
-    rows = exported.pictured(export).to_dict("records")
-    shown = ", ".join(f"{row['kind']} {words.percent(row['accuracy'])} %" for row in rows)
-    return f"Accuracy with the selector's demos against file size, at the largest shot count: {shown or 'nothing'}."
 
 
 def _inline(document: str, prefix: str, alt: str) -> Markup:
