@@ -62,7 +62,7 @@ GATES = {
     "over_sft": {"metric": "lift.over_sft", "at_least": 0.1},
     "shown": {"metric": "comparisons.sft.shots_4.ci_low", "at_least": 0.0},
 }
-VOID = {"meta", "br", "img", "link", "input", "hr", "use", "path", "line", "circle", "rect"}
+VOID = {"meta", "br", "img", "link", "input", "hr", "use", "path", "line", "circle", "rect", "wbr"}
 
 
 def make_answers(methods: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:

@@ -74,6 +74,7 @@ def page_template(path: Path) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template(path.name)
 
 
@@ -206,6 +207,11 @@ def _inline(document: str, prefix: str, alt: str) -> Markup:
     box = re.search(r'viewBox="[^"]*"', body)
     opening = Markup('<svg {} role="img" aria-label="{}">').format(Markup(box[0] if box else ""), alt)
     return opening + Markup(body[body.index(">") + 1 :])
+
+
+def _breakable(text: object) -> Markup:
+    """Return text in which a line may end after an underscore or a full stop between letters: names of metrics."""
+    return Markup("<wbr>").join(re.split(r"(?<=[a-z][_.])(?=[a-z])", str(text)))
 
 
 def _variable(colour: str) -> str:
