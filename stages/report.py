@@ -121,7 +121,6 @@ def _write_figures(stage: Stage, report: Report) -> dict[str, Picture]:
     for name, (wide, narrow) in {
         "shots": [figures.shots_figure(report.shots, narrow) for narrow in (False, True)],
         "curves": [figures.curves_figure(report.curves, report.checkpoints, narrow) for narrow in (False, True)],
-        "export": [figures.export_figure(report.export, narrow) for narrow in (False, True)],
     }.items():
         pictures[name] = Picture(figures.svg(wide), figures.svg(narrow))
         write_text(folder / f"{name}.svg", pictures[name].wide)

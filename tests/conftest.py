@@ -1,6 +1,7 @@
 """What tests of several folders use."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from xdist.remote import Producer
@@ -16,6 +17,9 @@ COLD_RUNS = {
     "tests/stages/test_remote.py": "cold runs",
     "tests/stages/test_kill_and_resume.py": "kills",
 }
+
+
+CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 
 
 class Scheduling(LoadScopeScheduling):
@@ -45,3 +49,14 @@ def quiet_dvc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.setenv(name, str(tmp_path_factory.mktemp("dvc")))
         patch.setenv("DVC_NO_ANALYTICS", "1")
         yield
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, for tests that are marked `browser`."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=CHROMIUM)
+        yield browser
+        browser.close()

@@ -13,7 +13,6 @@ from tests.deploy.bundles import Made, make_bundle
 from tests.deploy.demo_page import serve_demo
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::ResourceWarning")]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 WAIT = 120_000  # milliseconds
 WIDTHS = [390, 1400]  # pixels of a telephone and of a desk
 # Elements that reach over the window's edge, or whose content is cut off by their own.
@@ -35,16 +34,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def address(made: Made) -> Iterator[str]:
     with serve_demo(made.folder) as address:
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=WIDTHS)

@@ -420,14 +420,16 @@ def test_gates_are_those_of_the_dialogues_and_files(built: tuple[Path, str]) -> 
     )
 
 
-def test_a_red_gate_stands_first(built: tuple[Path, str]) -> None:
+def test_the_answer_is_first_and_what_failed_follows_it(built: tuple[Path, str]) -> None:
     page = Page(built[1])
-    before = page.header.split("On 12 test questions")[0]
-    assert "4 checks failed" in before  # three gates, and the kind that llama.cpp did not run
-    assert re.search(r"Gate failed\.\s+too_much: grpo\.test\.success is 0\.\d+, must be at least 0\.99\.", before)
-    assert "shadow_gain: shadow.gain is –, must be at least 0.12." in before
-    assert "answers of q4_0: llama.cpp was ended by SIGABRT; mend it and measure again: dvc repro -f -s gguf." in before
-    assert "overlap" not in before
+    before, answer = page.header.split("On 12 test questions")
+    assert "failed" not in before
+    alerts = answer.split("Greedy dialogues on test questions")[0]
+    assert "4 checks failed" in alerts  # three gates, and the kind that llama.cpp did not run
+    assert re.search(r"Gate failed\.\s+too_much: grpo\.test\.success is 0\.\d+, must be at least 0\.99\.", alerts)
+    assert "shadow_gain: shadow.gain is –, must be at least 0.12." in alerts
+    assert "answers of q4_0: llama.cpp was ended by SIGABRT; mend it and measure again: dvc repro -f -s gguf." in alerts
+    assert "overlap" not in alerts
     assert "8 of 11 gates passed" in page.header
     assert [row[-1] for row in page.rows["gates"][1:]] == ["✗ FAIL"] * 3 + ["✓ pass"] * 8
 

@@ -62,7 +62,7 @@ GATES = {
     "over_sft": {"metric": "lift.over_sft", "at_least": 0.1},
     "shown": {"metric": "comparisons.sft.shots_4.ci_low", "at_least": 0.0},
 }
-VOID = {"meta", "br", "img", "link", "input", "hr", "use", "path", "line", "circle", "rect"}
+VOID = {"meta", "br", "img", "link", "input", "hr", "use", "path", "line", "circle", "rect", "wbr"}
 
 
 def make_answers(methods: Sequence[str], seeds: Sequence[int]) -> pd.DataFrame:
@@ -391,6 +391,8 @@ def test_findings_gates_export_and_lineage_are_shown(built: Any) -> None:
     assert ["f16", "1x1", "12", "100.0", "–", "0.045", "3e−07", "97.5", "100.0"] in export
     shots = ["10.0 [5.0, 15.0]", "80.0 [75.0, 85.0]", "85.0 [80.0, 90.0]"]
     assert ["f16", *shots, "−1.0 [−3.0, +1.0]", "–", "+65.0 [+60.0, +70.0]", "99.0"] in export
+    assert ["f16", "1.5", "85.0 [80.0, 90.0]", "5.5"] in export  # size, accuracy and speed in one row; no picture
+    assert not list((root / "reports/figures").glob("export*"))
     speed = ["f16", "1.5", "0.25", "41.5", "8000", "4000", "1.5 / 2.5", "2.5 / 3.5", "5.5 / 6.5"]
     assert speed in export
     assert ["text-q8_0.gguf", "1,234,567", "51", "6e−05", "0"] in export
@@ -433,7 +435,7 @@ def test_two_clones_make_the_same_bytes(built: Any, tmp_path: Path, monkeypatch:
     with matplotlib.rc_context({"axes.facecolor": "red", "xtick.major.size": 12, "font.size": 20}):
         run(clone, monkeypatch)
     files = [file.relative_to(root) for out in OUTS for file in sorted((root / out).rglob("*")) or [root / out]]
-    assert len(files) == 3 + 11 + 6
+    assert len(files) == 3 + 11 + 4
     for file in files:
         assert (clone / file).read_bytes() == (root / file).read_bytes(), file
 
@@ -450,6 +452,7 @@ def test_what_fails_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     page = Page(run(tmp_path, monkeypatch))
     before = page.header.split("With 4 demos")[0]
     assert "5 checks failed" in before  # with the three that the second kind lacks
+    assert [row[0] for row in page.rows["export"][1:3]] == ["f16", "type"]  # one row in the table of sizes
     assert re.search(r"Gate failed\.\s+too_much: sft.shots_4 is 0\.\d+, must be at least 0.99\.", before)
     assert "flat is 0.9, must be at most 0.5: no signal." in before
     for what, stage in (("parity", "gguf"), ("answers", "gguf-800"), ("engines", "benchmark")):

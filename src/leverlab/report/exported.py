@@ -143,10 +143,19 @@ def gate_metrics(export: Export) -> dict[str, dict[str, Any]]:
     return result
 
 
-def pictured(export: Export) -> pd.DataFrame:
-    """Return the accuracy with the selector's demos at the largest shot count, of the kinds whose speed is known."""
+def sizes_text(export: Export) -> pd.DataFrame:
+    """Return size, accuracy and speed at the largest shot count, one kind a row; empty when no speed was measured."""
     rows = export.accuracy[export.accuracy["method"] == SUBJECT]
-    return rows[(rows["shots"] == rows["shots"].max()) & rows["kind"].isin(list(export.engines))]
+    last = rows["shots"].max()
+    return pd.DataFrame(
+        {
+            "type": row["kind"],
+            "file (MiB)": number(export.engines[row["kind"]].file_mib),
+            "accuracy (%)": f"{percent(row['accuracy'])} {percent_interval(row['ci_low'], row['ci_high'])}",
+            "ms an answer": number(export.engines[row["kind"]].latency_ms[f"shots_{last}"].p50),
+        }
+        for row in rows[(rows["shots"] == last) & rows["kind"].isin(list(export.engines))].to_dict("records")
+    )
 
 
 def files_text(export: Export) -> pd.DataFrame:

@@ -15,11 +15,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from leverlab.report.exported import Export, pictured
 from leverlab.report.words import LABELS
 
 Points = NDArray[np.float64]
@@ -53,7 +52,6 @@ DARK = {  # what stands for each colour on a dark page
     "#b8578f": "#e08fc0",
     "#d55e00": "#ff8f4d",
 }
-EXPORTED = COLOURS["grpo"]
 SELECTORS = ("sft", "rce", "sft_control", "grpo")
 _RC = {
     "font.size": 9,
@@ -153,39 +151,6 @@ def curves_figure(curves: Curves, checkpoints: pd.DataFrame, narrow: bool = Fals
                 axes.set_title(f"{LABELS[method]}\n{named}" if j == 0 or narrow else named)
         for axes in grid[-1]:
             axes.set_xlabel("epoch")
-    return figure
-
-
-def export_figure(export: Export, narrow: bool = False) -> Figure:
-    """Return accuracy with the selector's demos (percent, largest shot count) against the size of the text file (MiB).
-
-    A point for each kind whose speed was measured, with its 95 % interval, labelled with its name and the median
-    milliseconds of an answer.
-    """
-    rows = pictured(export)
-    with _style():
-        if rows.empty:
-            figure = Figure(figsize=(4.1, 0.6))
-            figure.text(0.02, 0.4, "No exported file was measured.", color=GREY)
-            return figure
-        figure = Figure(figsize=(4.1 if narrow else 8.6, 3.4), layout="constrained")
-        axes = figure.subplots()
-        for row in rows.to_dict("records"):
-            engine = export.engines[row["kind"]]
-            x, y, low, high = engine.file_mib, 100 * row["accuracy"], 100 * row["ci_low"], 100 * row["ci_high"]
-            axes.vlines(x, low, high, color=EXPORTED, linewidth=1.4, alpha=0.55)
-            axes.plot(x, y, "o", color=EXPORTED, markersize=5)
-            latency = engine.latency_ms[f"shots_{row['shots']}"]
-            said = f"{row['kind']}\n{latency.p50:.3g} ms"
-            axes.annotate(said, (x, low), (0, -4), textcoords="offset points", ha="center", va="top", color=INK)
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.margins(x=0.15)
-        _percent_axis(axes, 100 * rows["ci_low"].min() - 4, 100 * rows["ci_high"].max())
-        axes.set_title("Accuracy (%)", color=GREY)
-        axes.set_xlabel("size of the file (MiB)")
     return figure
 
 

@@ -74,11 +74,12 @@ def page_template(path: Path) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["breakable"] = _breakable
     return environment.get_template(path.name)
 
 
 def render_page(report: Report, pictures: Mapping[str, Picture]) -> str:
-    """Return the page as HTML, with the pictures `shots`, `curves` and `export`.
+    """Return the page as HTML, with the pictures `shots` and `curves`.
 
     Style and pictures are inline, there is no script, nothing is fetched; the bytes follow from the arguments alone.
     """
@@ -107,8 +108,8 @@ def render_page(report: Report, pictures: Mapping[str, Picture]) -> str:
         curves_figure=_figure("curves", pictures["curves"], _curves_alt(report)),
         chosen=tables.checkpoints_text(chosen).drop(columns="chosen"),
         checkpoints=tables.checkpoints_text(report.checkpoints),
-        export_figure=_figure("export", pictures["export"], _export_alt(report.export)),
         export_tables={
+            "sizes": exported.sizes_text(report.export),
             "files": exported.files_text(report.export),
             "parity": exported.parity_text(report.export),
             "answers": exported.answers_text(report.export),
@@ -197,13 +198,6 @@ def _figure(name: str, picture: Picture, alt: str) -> Markup:
     )
 
 
-def _export_alt(export: Export) -> str:
-    """Return what the picture of the exported files shows, in words."""
-    rows = exported.pictured(export).to_dict("records")
-    shown = ", ".join(f"{row['kind']} {words.percent(row['accuracy'])} %" for row in rows)
-    return f"Accuracy with the selector's demos against file size, at the largest shot count: {shown or 'nothing'}."
-
-
 def _inline(document: str, prefix: str, alt: str) -> Markup:
     """Return an SVG document as an element for HTML: ids of its own, and colours that follow the page."""
     body = document[document.index("<svg") :]
@@ -213,6 +207,11 @@ def _inline(document: str, prefix: str, alt: str) -> Markup:
     box = re.search(r'viewBox="[^"]*"', body)
     opening = Markup('<svg {} role="img" aria-label="{}">').format(Markup(box[0] if box else ""), alt)
     return opening + Markup(body[body.index(">") + 1 :])
+
+
+def _breakable(text: object) -> Markup:
+    """Return text in which a line may end after an underscore or a full stop between letters: names of metrics."""
+    return Markup("<wbr>").join(re.split(r"(?<=[a-z][_.])(?=[a-z])", str(text)))
 
 
 def _variable(colour: str) -> str:
