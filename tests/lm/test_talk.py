@@ -340,7 +340,7 @@ def test_a_warm_policy_is_drawn_from_the_seed(recipe: Path) -> None:
         (["--stage", "gpro"], "did you mean 'grpo'?"),
         (["--stage", "rce"], "holds no adapter"),
         (["--seed", "1"], "holds no adapter"),
-        (["--split", "ood"], "ood.jsonl does not exist; the splits there are test\n"),
+        (["--split", "ood"], "ood.jsonl does not exist; the splits there are test"),
         (["--split", "tset"], "the splits there are test; did you mean 'test'?"),
     ],
 )
