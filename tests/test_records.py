@@ -5,6 +5,8 @@ The same checks on rows of JSON lines are tested with the world `folder`.
 
 import contextlib
 import io
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from leverlab import records
 from leverlab.errors import LeverlabError
 from leverlab.records import COLUMNS, Example, check_unique, parse_example, read_examples, read_table, write_examples
+from leverlab.selector.encoders import image_batches
 
 
 def png(colour: str) -> bytes:
@@ -37,6 +41,44 @@ def make_row(index: int, **changes: Any) -> dict[str, Any]:
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     pq.write_table(pa.Table.from_pylist(rows), path)
     return path
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many images were decoded, and of how many a digest was made."""
+    done: Counter[str] = Counter()
+
+    def counted(name: str) -> Callable[[Any], Any]:
+        function = getattr(records, name)
+
+        def call(argument: Any) -> Any:
+            done[name] += 1
+            return function(argument)
+
+        return call
+
+    for name in ("decode_image", "pixel_digest"):
+        monkeypatch.setattr(records, name, counted(name))
+    return done
+
+
+def test_a_reader_decodes_each_image_once_and_makes_no_digest(tmp_path: Path, work: Counter[str]) -> None:
+    """The batches of an encoder go by the size that the check has seen."""
+    path = write_rows(tmp_path / "x.parquet", [make_row(index) for index in range(3)])
+    examples = read_examples(path)
+    assert work == {"decode_image": 3}
+    assert [len(batch) for batch in image_batches(examples)] == [1]
+    assert {example.size for example in examples} == {(4, 4)}
+    assert work == {"decode_image": 3}
+    assert len({example.pixels for example in examples}) == 1
+    assert work == {"decode_image": 6, "pixel_digest": 3}
+
+
+def test_a_reader_that_compares_images_decodes_each_once(tmp_path: Path, work: Counter[str]) -> None:
+    path = write_rows(tmp_path / "x.parquet", [make_row(index) for index in range(3)])
+    examples = read_examples(path, with_pixels=True)
+    assert len({(example.pixels, example.size) for example in examples}) == 1
+    assert work == {"decode_image": 3, "pixel_digest": 3}
 
 
 def test_examples_survive_the_file(tmp_path: Path) -> None:

@@ -51,18 +51,32 @@ class Example:
     def open_image(self) -> Image.Image:
         """Return the image as `decode_image` does. Raises the same errors, with the id."""
         try:
-            return decode_image(self.image)
+            image = decode_image(self.image)
         except LeverlabError as error:
             raise LeverlabError(f"example '{self.id}': {error}") from None
+        self.__dict__["size"] = image.size  # what `size` caches: whoever asks next does not decode again
+        return image
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the decoded image, in pixels. Raises the errors of `open_image`."""
+        return self.open_image().size
 
     @cached_property
     def pixels(self) -> str:
-        """A digest of the decoded image, equal for equal pixels in any file. Raises the errors of `open_image`."""
+        """A digest of the decoded image, equal for equal pixels in any file. Raises the errors of `open_image`.
+
+        It costs as much as decoding (2.4 ms for 640 x 480), so it is computed where it is asked for.
+        """
         return pixel_digest(self.open_image())
 
 
-def parse_example(row: dict[str, Any], where: str) -> Example:
-    """Return the checked `Example` of a raw row; `where` (file and row) opens every error message."""
+def parse_example(row: dict[str, Any], where: str, with_pixels: bool = False) -> Example:
+    """Return the checked `Example` of a raw row; `where` (file and row) opens every error message.
+
+    The image is decoded once, for the check. with_pixels: whether that gives `Example.pixels`, too, for a reader that
+    compares images.
+    """
     identifier = _text(row, "id", where)
     where = f"{where} (id '{identifier}')"
     data = image_bytes(row.get("image"), where)
@@ -80,7 +94,7 @@ def parse_example(row: dict[str, Any], where: str) -> Example:
         answers=tuple(answers),
     )
     try:
-        example.pixels  # noqa: B018 - decodes the image
+        _ = example.pixels if with_pixels else example.size  # decodes the image
     except LeverlabError as error:
         raise LeverlabError(f"{where}: {error}") from None
     return example
@@ -193,13 +207,16 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]], schema: pa.Schema) -
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), path, write_page_checksum=True)
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Return the examples of a parquet file, every row checked. Raises `LeverlabError` naming file and row."""
+def read_examples(path: Path, with_pixels: bool = False) -> list[Example]:
+    """Return the examples of a parquet file, every row checked by `parse_example`.
+
+    Raises `LeverlabError` naming file and row.
+    """
     table = read_table(path, COLUMNS).select(COLUMNS)
     try:
         rows = table.to_pylist()
     except (pa.ArrowException, ValueError, UnicodeDecodeError) as error:
         raise LeverlabError(f"{path} holds rows that cannot be read ({error}); write it again") from None
-    examples = [parse_example(row, f"{path} row {index}") for index, row in enumerate(rows)]
+    examples = [parse_example(row, f"{path} row {index}", with_pixels) for index, row in enumerate(rows)]
     check_unique(examples, str(path))
     return examples

@@ -432,6 +432,8 @@ def test_an_encoder_that_is_not_there_is_told(copy: Path, made: Made) -> None:
     [
         (["--shots", "5"], "5 shots were asked for; this selector picks 0 to 4"),
         (["--answer", "--engine", "q2_k"], "the bundle has no engine 'q2_k'; it has f16, q8_0 and transformers"),
+        (["--answer", "--engine", "transfomers"], "q8_0 and transformers; did you mean 'transformers'?"),
+        (["--answer", "--engine", "q8-0"], "did you mean 'q8_0'?"),
         (["--question", "What\udcff?"], "holds half a character"),
         (["--image", "none.png"], "the image none.png cannot be read (No such file or directory)"),
     ],

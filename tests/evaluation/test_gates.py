@@ -64,7 +64,7 @@ def test_headline_metrics_have_four_decimals_and_count_failed_gates() -> None:
 
 
 def test_an_unknown_metric_names_the_closest() -> None:
-    with pytest.raises(LeverlabError, match=r"gate 'rule'.*'grpo.shot_4'.*did you mean grpo\.shots_4"):
+    with pytest.raises(LeverlabError, match=r"gate 'rule'.*'grpo.shot_4'.*did you mean 'grpo\.shots_4'"):
         gate({"metric": "grpo.shot_4", "at_least": 0})
     with pytest.raises(LeverlabError, match=r"known metrics: grpo\.shots_1, grpo\.shots_4"):
         gate({"metric": "zzz", "at_least": 0})

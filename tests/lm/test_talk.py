@@ -337,9 +337,11 @@ def test_a_warm_policy_is_drawn_from_the_seed(recipe: Path) -> None:
     ("arguments", "message"),
     [
         (["--stage", "ppo"], "there is no policy 'ppo'; name one of base, sft, rce, grpo, dpo"),
+        (["--stage", "gpro"], "did you mean 'grpo'?"),
         (["--stage", "rce"], "holds no adapter"),
         (["--seed", "1"], "holds no adapter"),
-        (["--split", "ood"], "ood.jsonl does not exist"),
+        (["--split", "ood"], "ood.jsonl does not exist; the splits there are test"),
+        (["--split", "tset"], "the splits there are test; did you mean 'test'?"),
     ],
 )
 def test_what_is_not_there_is_told_at_the_start(recipe: Path, arguments: list[str], message: str) -> None:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from leverlab.config.base import read_params
 from leverlab.config.gguf import KINDS
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.summary import METHODS, RETRIEVAL, SELECTORS
-from leverlab.pipeline.gate_names import BASELINES, TRAINED, main_metrics, recipe_metrics
+from leverlab.pipeline.gate_names import BASELINES, TRAINED, main_metrics, recipe_metrics, unknown_metric
 from leverlab.pipeline.params import RETRIEVAL_LISTS, SECTIONS, check_params, check_params_file
 from leverlab.pipeline.recipe_params import check_recipe
 
@@ -39,7 +38,11 @@ def test_the_committed_file_passes_and_is_not_changed(params: dict[str, Any]) ->
 
 
 def test_an_unknown_section_is_named(params: dict[str, Any]) -> None:
-    assert problems(params | {"grop": {}}) == ["params.yaml: unknown section 'grop'"]
+    """Also where a section is misspelled, and so missing."""
+    assert problems(params | {"grop": {}}) == ["params.yaml: unknown section 'grop'; did you mean 'grpo'?"]
+    assert problems(params | {"zzz": {}}) == ["params.yaml: unknown section 'zzz'"]
+    renamed = {"seed" if name == "seeds" else name: value for name, value in params.items()}
+    assert problems(renamed)[0] == "params.yaml: unknown section 'seed'; did you mean 'seeds'?"
 
 
 def test_a_key_that_the_run_cache_of_dvc_ignores_is_refused(params: dict[str, Any]) -> None:
@@ -215,6 +218,31 @@ def test_a_gate_on_what_no_stage_measures_is_refused(params: dict[str, Any], met
     assert f"report.gates.mine asks for the metric '{metric}', which no stage measures" in problem
 
 
+@pytest.mark.parametrize(
+    "metric",
+    [
+        "",
+        ".",
+        "grpo",
+        "grpo.",
+        "grpo.shots_1.x",
+        ".grpo.shots_1",
+        "health",
+        "health.",
+        "health.a.b",
+        "gguf.f16",
+        "gguf..x",
+    ],
+)
+def test_a_part_too_few_or_too_many_is_no_metric(metric: str) -> None:
+    assert unknown_metric(metric, main_metrics(4, KINDS)) is not None
+
+
+@pytest.mark.parametrize("metric", ["grpo.shots_1", "health.flat_groups", "gguf.f16.files.bytes", "gguf.f16.x"])
+def test_a_metric_with_all_its_parts(metric: str) -> None:
+    assert unknown_metric(metric, main_metrics(4, KINDS)) is None
+
+
 def leaves(metrics: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in metrics.items():
         yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
@@ -227,7 +255,7 @@ def test_a_gate_on_anything_that_was_measured_is_allowed(params: dict[str, Any])
     known = main_metrics(params["eval"]["shots"], KINDS)
     names = [*leaves(measured), *(gate["metric"] for gate in gates)]
     assert len(names) > 50
-    assert [name for name in names if not any(re.fullmatch(pattern, name) for pattern in known)] == []
+    assert [name for name in names if unknown_metric(name, known)] == []
     assert {"zero_shot", *BASELINES, *TRAINED} == set(METHODS)
     assert set(TRAINED) == set(SELECTORS)
     assert len(RETRIEVAL) == RETRIEVAL_LISTS
@@ -238,11 +266,13 @@ def test_the_headline_names_metrics_of_any_shot_count_and_no_others(params: dict
     changed["report"]["headline"] = {"more": "grpo.shots_8"}
     check_params(changed, "params.yaml")
     changed["report"]["headline"] = {"less": "grpo.shots_0", "typo": "grpo.shot_4"}
-    what = "which no stage measures; correct its name"
-    assert problems(changed) == [
-        f"params.yaml: report.headline.less asks for the metric 'grpo.shots_0', {what}",
-        f"params.yaml: report.headline.typo asks for the metric 'grpo.shot_4', {what}",
-    ]
+    changed["report"]["headline"]["far"] = "zzz"
+    less, typo, far = problems(changed)
+    asks, unmeasured = "asks for the metric", "which no stage measures"
+    assert less.startswith(f"params.yaml: report.headline.less {asks} 'grpo.shots_0', {unmeasured}; did you mean ")
+    assert typo.startswith(f"params.yaml: report.headline.typo {asks} 'grpo.shot_4', {unmeasured}; did you mean ")
+    assert "'grpo.shots_4'" in typo
+    assert far == f"params.yaml: report.headline.far {asks} 'zzz', {unmeasured}; correct its name"
 
 
 def test_a_gate_of_a_recipe_asks_for_what_is_measured(tmp_path: Path) -> None:
@@ -254,8 +284,8 @@ def test_a_gate_of_a_recipe_asks_for_what_is_measured(tmp_path: Path) -> None:
     (folder / "params.yaml").write_text(
         text.replace("metric: hack_probe.proxy.silent", "metric: hack_prob.proxy.silent")
     )
-    with pytest.raises(LeverlabError, match=r"asks for the metric 'hack_prob\.proxy\.silent', which no stage measures"):
+    with pytest.raises(LeverlabError, match=r"'hack_prob\.proxy\.silent', which .* mean 'hack_probe\.proxy\.silent'"):
         check_recipe(folder)
     measured = json.loads((REPOSITORY / "recipes/clarify/reports/metrics.json").read_text())
     known = recipe_metrics(["f16"])
-    assert [name for name in leaves(measured) if not any(re.fullmatch(pattern, name) for pattern in known)] == []
+    assert [name for name in leaves(measured) if unknown_metric(name, known)] == []

@@ -274,3 +274,56 @@ def test_plans_that_cannot_run_are_refused(repository: Path, name: str, base: st
 @pytest.mark.parametrize("name", [name for name in PLANS if name not in {"tiny", "okvqa-3b", "lab"}])
 def test_no_committed_idea_changes_data_and_learning_at_once(name: str) -> None:
     assert load_experiment(REPOSITORY, name, "lab").warning is None
+
+
+def test_a_misspelled_key_of_a_plan_comes_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "plans").mkdir()
+    (tmp_path / "plans" / "mine.yaml").write_text("title: A\nhypotesis: B\noverrides:\n  grpo.lr: 0.1\n")
+    with pytest.raises(LeverlabError, match=r"hypotesis: .*; did you mean 'hypothesis'\?"):
+        load_plan(tmp_path, "mine")
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_accept_rule_of_a_committed_plan_can_be_measured(name: str) -> None:
+    load_experiment(REPOSITORY, name)
+
+
+@pytest.mark.parametrize(
+    ("metric", "near"),
+    [
+        ("over_parent.shots_4.ci_lo", "'over_parent.shots_4.ci_low'"),
+        ("over_parent.shots_5.ci_low", "'over_parent.shots_4.ci_low'"),
+        ("grpo.shot_4", "'grpo.shots_4'"),
+        ("comparison.sft.shots_4.ci_low", "'comparisons.sft.shots_4.ci_low'"),
+        ("gguf.f16.bytes", ""),  # the ledger does not read the export
+    ],
+)
+def test_an_accept_rule_on_what_no_run_measures_is_refused_before_the_run(
+    tmp_path: Path, metric: str, near: str
+) -> None:
+    """`leverlab plan show`, `run` and `queue` load the experiment first."""
+    (tmp_path / "plans").mkdir()
+    shutil.copy(REPOSITORY / "params.yaml", tmp_path)
+    text = "title: A\nhypothesis: B\noverrides:\n  grpo.lr: 0.1\naccept:\n  at_least: 0.0\n  metric: "
+    plan = tmp_path / "plans" / "mine.yaml"
+    plan.write_text(text + "over_parent.shots_4.ci_low\n")
+    assert load_experiment(tmp_path, "mine").name == "mine"
+    plan.write_text(text + metric + "\n")
+    with pytest.raises(LeverlabError) as caught:
+        load_experiment(tmp_path, "mine")
+    start = f"plan 'mine': its accept rule asks for the metric '{metric}', which no stage measures; "
+    assert str(caught.value).startswith(start)
+    assert near in str(caught.value)
+
+
+def test_an_accept_rule_on_more_shots_than_the_plan_asks_for(params: dict[str, Any], tmp_path: Path) -> None:
+    """The plan itself lowers eval.shots to two."""
+    params["report"]["gates"] = {}
+    (tmp_path / "plans").mkdir()
+    text = "title: A\nhypothesis: B\noverrides:\n  eval.shots: 2\n  reward.shot_weights: [1.0, 1.0]\naccept:\n"
+    plan = tmp_path / "plans" / "mine.yaml"
+    plan.write_text(f"{text}  metric: grpo.shots_2\n  at_least: 0.0\n")
+    assert load_experiment(tmp_path, "mine", params=params).overrides["eval.shots"] == 2
+    plan.write_text(f"{text}  metric: grpo.shots_4\n  at_least: 0.0\n")
+    with pytest.raises(LeverlabError, match=r"asks for the metric 'grpo\.shots_4', which no stage measures"):
+        load_experiment(tmp_path, "mine", params=params)

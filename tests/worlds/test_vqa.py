@@ -3,6 +3,7 @@
 import datetime
 import io
 import json
+import math
 from pathlib import Path
 
 import datasets
@@ -275,6 +276,24 @@ def test_a_row_without_question_id_is_named(hub):
     rows = hub_rows(0, 4)
     rows["question_id"][1] = None
     with pytest.raises(LeverlabError, match="row 1 has no question_id"):
+        okvqa_world(hub({"validation": rows}), 1, 1, 1, 1, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("image_id", math.nan), ("image_id", math.inf), ("question_id", math.nan)],
+)
+def test_an_id_that_is_no_number_is_named_by_its_row(hub, column, value):
+    """A table with a gap makes NaN of it: all such rows would be of one image, "image-nan"."""
+    rows = hub_rows(0, 12) | {column: [*map(float, range(11)), value]}
+    with pytest.raises(LeverlabError, match=f"validation row 11: {column} is {value}, and must be a text or"):
+        okvqa_world(hub({"validation": rows}), 3, 3, 3, 3, seed=0)
+
+
+@pytest.mark.parametrize("value", [" ", [3], {"a": 1}, True])
+def test_an_image_id_that_is_no_id_is_named_by_its_row(hub, value):
+    rows = hub_rows(0, 4) | {"image_id": [value] * 4}
+    with pytest.raises(LeverlabError, match=r"validation row 0: image_id is .*, and must be a text or"):
         okvqa_world(hub({"validation": rows}), 1, 1, 1, 1, seed=0)
 
 

@@ -11,6 +11,7 @@ from leverlab.deploy.bundle import Bundle
 from leverlab.deploy.llama_cpp import LlamaCpp, Settings, chat_messages
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.quantised import TRANSFORMERS
+from leverlab.nearest import did_you_mean
 from leverlab.records import Example
 
 Prompt = tuple[Sequence[Example], Example]  # demos and the question
@@ -106,7 +107,8 @@ def checked_kind(bundle: Bundle, kind: str | None) -> str:
             )
     elif text_file(kind) not in info.texts:
         others = f" and {TRANSFORMERS}" if checkpoint(bundle) else ""
-        raise LeverlabError(f"the bundle has no engine '{kind}'; it has {kinds}{others}")
+        every = [TRANSFORMERS, *map(kind_of, info.texts)]
+        raise LeverlabError(f"the bundle has no engine '{kind}'; it has {kinds}{others}{did_you_mean(kind, every)}")
     return kind
 
 

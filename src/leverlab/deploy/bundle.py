@@ -116,7 +116,7 @@ class Bundle:
     def __init__(self, folder: Path):
         self.folder, self.info = folder, _read_info(folder)
         _check_files(folder, self.info)
-        self.pool = read_examples(folder / POOL)
+        self.pool = read_examples(folder / POOL, with_pixels=True)
         if len(self.pool) < self.info.candidates:
             raise LeverlabError(
                 f"{folder / POOL} holds {len(self.pool)} demos, fewer than the {self.info.candidates} candidates of a "

@@ -1,6 +1,5 @@
 """Gates, named acceptance rules on metrics, and the metrics of the headline."""
 
-import difflib
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 from leverlab.config.report import GateParams
 from leverlab.errors import LeverlabError
+from leverlab.nearest import did_you_mean
 
 Direction = Literal["at_least", "at_most"]
 
@@ -69,10 +69,8 @@ def _evaluate(name: str, rule: GateParams, known: Mapping[str, Any]) -> Gate:
 
 def _look_up(asking: str, metric: str, known: Mapping[str, Any]) -> float:
     if metric not in known:
-        close = difflib.get_close_matches(metric, known, n=3)
-        known_keys = ", ".join(sorted(known)) or "none"
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known metrics: {known_keys}"
-        raise LeverlabError(f"{asking} asks for the metric '{metric}', which was not measured; {hint}")
+        hint = did_you_mean(metric, known) or f"; known metrics: {', '.join(sorted(known)) or 'none'}"
+        raise LeverlabError(f"{asking} asks for the metric '{metric}', which was not measured{hint}")
     value = known[metric]
     if not _is_number(value):
         raise LeverlabError(f"{asking}: metric '{metric}' is {value!r}, not a number")

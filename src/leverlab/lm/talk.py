@@ -20,6 +20,7 @@ from leverlab.lm.questions import Question
 from leverlab.lm.reasons import reasons
 from leverlab.lm.rollouts import Limits, roll_out
 from leverlab.lm.turns import Turn, parse_turn
+from leverlab.nearest import did_you_mean
 from leverlab.terminal import printable
 from leverlab.texts import normalised
 
@@ -74,8 +75,13 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def questions_file(folder: Path, split: str) -> Path:
-    """Return where the questions of a split lie."""
-    return folder / "data" / "questions" / f"{split}.jsonl"
+    """Return where the questions of a split lie. Raises `LeverlabError` when there are other splits, but not this."""
+    path = folder / "data" / "questions" / f"{split}.jsonl"
+    splits = sorted(file.stem for file in path.parent.glob("*.jsonl"))
+    if splits and split not in splits:
+        hint = did_you_mean(split, splits)
+        raise LeverlabError(f"{path} does not exist; the splits there are {', '.join(splits)}{hint}")
+    return path
 
 
 def adapter_folder(folder: Path, policy: str, seed: int) -> Path | None:
@@ -84,7 +90,9 @@ def adapter_folder(folder: Path, policy: str, seed: int) -> Path | None:
     Raises `LeverlabError` when no policy has that name.
     """
     if policy not in POLICIES:
-        raise LeverlabError(f"there is no policy '{policy}'; name one of {', '.join(POLICIES)}")
+        raise LeverlabError(
+            f"there is no policy '{policy}'; name one of {', '.join(POLICIES)}{did_you_mean(policy, POLICIES)}"
+        )
     if policy == BASE:
         return None
     return folder / "models" / ("best" if policy == "grpo" else policy) / str(seed) / "adapter"
@@ -220,14 +228,17 @@ class Talk:
             self._play(self._draws.choice(list(self._by_id.values())))
         elif command == "/question":
             if argument not in self._by_id:
-                raise LeverlabError(f"the split has no question '{argument}'; an id is {next(iter(self._by_id))}")
+                hint = did_you_mean(argument, self._by_id)
+                raise LeverlabError(
+                    f"the split has no question '{argument}'{hint or f'; an id is {next(iter(self._by_id))}'}"
+                )
             self._play(self._by_id[argument])
         elif command == "/policy":
             self._speaker = self._load(argument)
         elif command == "/help":
             self._say(HELP)
         elif command.startswith("/"):
-            raise LeverlabError(f"there is no command '{command}'; /help lists them")
+            raise LeverlabError(_no_command(command))
         else:
             self._play(self._by_text.get(line) or own_question(line))
 
@@ -264,7 +275,7 @@ class Talk:
             elif command and command[0] in _COMMANDS:
                 raise _LeftError(line)
             elif command and command[0].startswith("/"):
-                self._say(f"there is no command '{command[0]}'; /help lists them", "red")
+                self._say(_no_command(command[0]), "red")
             else:
                 self._say(f"user: {line or simulated}")
                 return line or simulated
@@ -274,3 +285,7 @@ class Talk:
 
     def _say(self, text: str, style: str | None = None) -> None:
         self._console.print(printable(text), style=style, soft_wrap=True)
+
+
+def _no_command(command: str) -> str:
+    return f"there is no command '{command}'{did_you_mean(command, _COMMANDS, '/help')}"

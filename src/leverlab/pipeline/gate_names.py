@@ -1,52 +1,95 @@
-"""The metrics that gates and the headline can name, known before anything has been measured."""
+"""The metrics that gates, the headline and accept rules can name, known before anything has been measured."""
 
-import re
+import itertools
 from collections.abc import Iterable, Sequence
 
 from leverlab.config.report import ReportParams
+from leverlab.nearest import did_you_mean
 
 # `leverlab.evaluation.summary` has the methods too; it takes seconds to import, and params are checked by every stage
 BASELINES = ("random", "fixed", "image_sim", "text_sim", "mix", "type_sim", "oracle")
 TRAINED = ("sft", "rce", "sft_control", "grpo")
 MOST_SHOTS = 16  # that eval.shots may be; a headline metric of more shots than a run has is shown as not measured
+OVER_PARENT = "over_parent"  # the paired comparison of a plan with its parent …
+OVER_PARENT_COLUMNS = ("difference", "ci_low", "ci_high", "p_value", "p_holm")  # … and what accept rules may ask of it
+Names = tuple[tuple[str, ...], ...]  # of dotted keys: for each part between dots, what it may be
+ANY = ("*",)  # a part that may be anything
+REST = ("**",)  # one or more parts that may be anything; only at the end
 
 
-def main_metrics(shots: int, kinds: Iterable[str]) -> list[str]:
-    """Return patterns of the metrics that gates of the main pipeline can name. kinds: all types of exported files."""
-    counts = f"shots_({_one_of(map(str, range(1, shots + 1)))})"
-    rivals = [name for name in (*BASELINES, *TRAINED) if name != "grpo"]
+def main_metrics(shots: int, kinds: Iterable[str]) -> list[Names]:
+    """Return the metrics that gates of the main pipeline can name. kinds: all types of exported files."""
+    return [*_without_export(shots), (("gguf",), tuple(kinds), REST)]
+
+
+def plan_metrics(shots: int) -> list[Names]:
+    """Return the metrics that accept rules of plans can name: those of gates but for the export, which the ledger does
+    not read, and the comparison with the parent."""
+    return [*_without_export(shots), ((OVER_PARENT,), _shots(shots), OVER_PARENT_COLUMNS)]
+
+
+def recipe_metrics(kinds: Iterable[str]) -> list[Names]:
+    """Return the metrics that gates of a language-model recipe can name."""
     return [
-        r"zero_shot\.shots_0",
-        rf"({_one_of([*BASELINES, *TRAINED])})\.{counts}",
-        r"lift\.(shots|over_sft|over_best_retrieval|over_sft_control)",
-        rf"comparisons\.({_one_of(['zero_shot', *rivals])})\.{counts}\."
-        r"(difference|ci_low|ci_high|p_holm|least_detectable_difference)",
-        rf"chosen\.({_one_of(TRAINED)})\.(val_accuracy|kl|entropy|distinct_share|identical)",
-        rf"training\.({_one_of(TRAINED)})\.(flat_groups|clipfrac)",
-        r"health\.[a-z_]+",
-        rf"gguf\.({_one_of(kinds)})\..+",
+        (("sft", "rce", "grpo", "dpo", "comparisons", "lift", "shadow"), REST),
+        (("hack_probe",), ("proxy", "verified"), REST),
+        (("gguf",), tuple(kinds), REST),
     ]
 
 
-def recipe_metrics(kinds: Iterable[str]) -> list[str]:
-    """Return patterns of the metrics that gates of a language-model recipe can name."""
-    return [
-        r"(sft|rce|grpo|dpo|comparisons|lift|shadow)\..+",
-        r"hack_probe\.(proxy|verified)\..+",
-        rf"gguf\.({_one_of(kinds)})\..+",
-    ]
-
-
-def unknown_metrics(report: ReportParams, gates: Sequence[str], headline: Sequence[str], where: str) -> list[str]:
-    """Return a sentence for every gate and every headline metric that none of its patterns matches in full."""
+def unknown_metrics(report: ReportParams, gates: Sequence[Names], headline: Sequence[Names], where: str) -> list[str]:
+    """Return a sentence for every gate and every headline metric that is not among those it can name."""
     asked = [(f"gates.{name}", gate.metric, gates) for name, gate in report.gates.items()]
     asked += [(f"headline.{name}", metric, headline) for name, metric in report.headline.items()]
     return [
-        f"{where}: report.{name} asks for the metric '{metric}', which no stage measures; correct its name"
+        f"{where}: report.{name} {problem}"
         for name, metric, known in asked
-        if not any(re.fullmatch(pattern, metric) for pattern in known)
+        if (problem := unknown_metric(metric, known)) is not None
     ]
 
 
-def _one_of(names: Iterable[str]) -> str:
-    return "|".join(map(re.escape, names))
+def unknown_metric(metric: str, known: Sequence[Names]) -> str | None:
+    """Return what is wrong with a metric that is not among the `known` ones, with the nearest of them; else None."""
+    parts = metric.split(".")
+    if any(_fits(parts, names) for names in known):
+        return None
+    hint = did_you_mean(metric, (name for names in known for name in _spelled_out(names, parts)))
+    return f"asks for the metric '{metric}', which no stage measures{hint or '; correct its name'}"
+
+
+def _without_export(shots: int) -> list[Names]:
+    rivals = tuple(name for name in (*BASELINES, *TRAINED) if name != "grpo")
+    return [
+        (("zero_shot",), ("shots_0",)),
+        ((*BASELINES, *TRAINED), _shots(shots)),
+        (("lift",), ("shots", "over_sft", "over_best_retrieval", "over_sft_control")),
+        (
+            ("comparisons",),
+            ("zero_shot", *rivals),
+            _shots(shots),
+            ("difference", "ci_low", "ci_high", "p_holm", "least_detectable_difference"),
+        ),
+        (("chosen",), TRAINED, ("val_accuracy", "kl", "entropy", "distinct_share", "identical")),
+        (("training",), TRAINED, ("flat_groups", "clipfrac")),
+        (("health",), ANY),
+    ]
+
+
+def _shots(most: int) -> tuple[str, ...]:
+    return tuple(f"shots_{count}" for count in range(1, most + 1))
+
+
+def _fits(parts: Sequence[str], names: Names) -> bool:
+    fixed = names[:-1] if names[-1] == REST else names
+    if not all(parts) or (len(parts) <= len(fixed) if names[-1] == REST else len(parts) != len(fixed)):
+        return False
+    return all(part in may_be or may_be == ANY for part, may_be in zip(parts, fixed, strict=False))
+
+
+def _spelled_out(names: Names, parts: Sequence[str]) -> Iterable[str]:
+    """Return every name of `names`; what may be anything is as in `parts`."""
+    filled = [
+        (".".join(parts[place:]),) if may_be == REST else parts[place : place + 1] if may_be == ANY else may_be
+        for place, may_be in enumerate(names)
+    ]
+    return map(".".join, itertools.product(*filled))

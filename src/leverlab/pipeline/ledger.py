@@ -16,13 +16,11 @@ from leverlab.evaluation.statistics import holm, verdict
 from leverlab.evaluation.summary import comparisons
 from leverlab.pipeline.answers_of import flat
 from leverlab.pipeline.compare_runs import RESAMPLES, as_text, compare, differing
+from leverlab.pipeline.gate_names import OVER_PARENT, OVER_PARENT_COLUMNS
 from leverlab.pipeline.ledger_inputs import HEAD, METHOD, Outcome, PlanRuns
 from leverlab.pipeline.plans import Experiment
 from leverlab.report.headline import subject_of
 from leverlab.report.tables import comparison_metrics
-
-OVER_PARENT = "over_parent"
-COLUMNS = ("difference", "ci_low", "ci_high", "p_value", "p_holm")  # that accept rules may ask for
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,9 @@ def _gate(name: str, plan: Experiment, outcome: Outcome, paired: pd.DataFrame | 
         return None
     measured = dict(outcome.measured)
     if paired is not None:
-        measured[OVER_PARENT] = {f"shots_{row['shots']}": {c: row[c] for c in COLUMNS} for _, row in paired.iterrows()}
+        measured[OVER_PARENT] = {
+            f"shots_{row['shots']}": {c: row[c] for c in OVER_PARENT_COLUMNS} for _, row in paired.iterrows()
+        }
     try:
         if section == "comparisons":  # seconds of work, so only for those that ask
             answers = outcome.run.answers

@@ -4,7 +4,6 @@ DVC says which stage makes what; the record of a stage's last run says from whic
 revision. Each input is compared with its record, so that the tree shows where a chain no longer holds.
 """
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from rich.tree import Tree
 from leverlab.config.base import read_param
 from leverlab.errors import LeverlabError
 from leverlab.files import digest, files_below
+from leverlab.nearest import nearest
 from leverlab.pipeline.resolved import open_pipeline, record_path
 
 SAME, CHANGED, ABSENT = "✓", "changed since", "absent"
@@ -191,7 +191,7 @@ class _Walk:
         folders = [self.root / out for out in known if (self.root / out).exists()]
         known |= {below.relative_to(self.root).as_posix() for folder in folders for below in files_below(folder)}
         alike = sorted(path for path in known if Path(path).name == Path(file).name)
-        near = alike or difflib.get_close_matches(file, sorted(known))
+        near = alike or nearest(file, known)
         return f"; did you mean {' or '.join(near[:3])}?" if near else "; `dvc stage list` shows what stages make"
 
 

@@ -20,6 +20,7 @@ from leverlab.config.selector import SelectorParams
 from leverlab.config.sft import SftParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.errors import LeverlabError
+from leverlab.nearest import did_you_mean
 from leverlab.pipeline.gate_names import MOST_SHOTS, main_metrics, unknown_metrics
 
 SECTIONS: dict[str, type[Section]] = {
@@ -61,7 +62,10 @@ def check_sections(
 
     between: returns what is wrong between valid sections, which it gets by name.
     """
-    problems = [f"{where}: unknown section '{name}'" for name in data if name not in {*sections, "seeds"}]
+    known = [*sections, "seeds"]
+    problems = [
+        f"{where}: unknown section '{name}'{did_you_mean(str(name), known)}" for name in data if name not in known
+    ]
     problems += [
         f"{where}: no key may be named '{key}': DVC's run cache leaves it out of account (3.67.1), so that a change of "
         "it would bring back old outs; rename it"

@@ -20,6 +20,7 @@ from leverlab.config.base import Section, parse_section, read_params, read_yaml
 from leverlab.config.report import GateParams
 from leverlab.errors import LeverlabError
 from leverlab.nearest import did_you_mean
+from leverlab.pipeline.gate_names import plan_metrics, unknown_metric
 from leverlab.pipeline.params import check_params
 
 # texts that -S takes as they are; all others are quoted
@@ -90,8 +91,14 @@ def load_plan(root: Path, name: str) -> Plan:
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        problems = "; ".join(map(_problem, error.errors()))
         raise LeverlabError(f"{path} is not a plan ({problems})") from None
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, error["loc"]))
+    hint = did_you_mean(key, Plan.model_fields) if error["type"] == "extra_forbidden" else ""
+    return f"{key}: {error['msg']}{hint}"
 
 
 def load_experiment(
@@ -99,8 +106,8 @@ def load_experiment(
 ) -> Experiment:
     """Return plan `name` on `base`, another plan, checked against `params`, by default those of params.yaml.
 
-    Raises `LeverlabError` as `load_plan` and `overridden`, for parents that run in a circle, and for a plan that
-    changes nothing of its parent.
+    Raises the errors of `load_plan` and `overridden`, and `LeverlabError` for parents that run in a circle, for a plan
+    that changes nothing of its parent, and for an accept rule on a metric that its run does not measure.
     """
     params, plan = params or read_params(root / "params.yaml"), load_plan(root, name)
     below = _inherited(root, plan.parent, base)
@@ -109,6 +116,10 @@ def load_experiment(
     after = overridden(params, overrides)
     if before == after:
         raise LeverlabError(f"plan '{name}' changes nothing of its parent '{plan.parent or base}' (no-op plan)")
+    if plan.accept is not None:
+        problem = unknown_metric(plan.accept["metric"], plan_metrics(after["eval"]["shots"]))
+        if problem is not None:
+            raise LeverlabError(f"plan '{name}': its accept rule {problem}")
     own = name if base in (None, name) else f"{base}-{name}"
     return Experiment(own, plan, _parent(name, plan, base), overrides, _different(before, after))
 

@@ -219,7 +219,7 @@ def image_batches(examples: Sequence[Example]) -> list[list[bytes]]:
     """Return the distinct images of `examples` in batches of one size that fit the memory."""
     by_size: dict[tuple[int, int], list[bytes]] = {}
     for content, example in {example.image: example for example in examples}.items():
-        by_size.setdefault(example.open_image().size, []).append(content)
+        by_size.setdefault(example.size, []).append(content)
     return [
         batch
         for (width, height), contents in by_size.items()

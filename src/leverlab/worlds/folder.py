@@ -44,12 +44,12 @@ def _read_split(folder: Path, split: str) -> list[Example]:
     if parquet.exists() == lines.exists():
         what = "both" if parquet.exists() else "neither"
         raise LeverlabError(f"{folder} holds {what} of {parquet.name} and {lines.name}; it must hold one of them")
-    return read_examples(parquet) if parquet.exists() else _read_lines(lines)
+    return read_examples(parquet, with_pixels=True) if parquet.exists() else _read_lines(lines)
 
 
 def _read_lines(path: Path) -> list[Example]:
     return [
-        parse_example(row | {"image": _read_image(path.parent, row.get("image"), where)}, where)
+        parse_example(row | {"image": _read_image(path.parent, row.get("image"), where)}, where, with_pixels=True)
         for where, row in json_rows(path)
     ]
 

@@ -8,6 +8,7 @@ OK-VQA: Marino et al. 2019, arXiv:1906.00067. VQAv2: Goyal et al. 2017, arXiv:16
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -88,7 +89,9 @@ def _vqa_world(
 
 def _example(row: _Row) -> Example:
     raw = {"id": row.id, "image": row.read_image(), "image_id": row.image_id, "question": row.question}
-    return parse_example(raw | {"question_type": row.question_type, "answers": row.answers}, row.where)
+    return parse_example(
+        raw | {"question_type": row.question_type, "answers": row.answers}, row.where, with_pixels=True
+    )
 
 
 def _split_by_image(
@@ -234,16 +237,27 @@ def _dataset_rows(data: Any, where: str) -> list[_Row]:
 def _dataset_row(data: Any, index: int, record: dict[str, Any], where: str) -> _Row:
     if record["question_id"] is None:
         raise LeverlabError(f"{where} has no question_id; give every question its own")
-    known = record.get("image_id")
+    image = record.get("image_id")
+    without = image is None or image == ""
     return _Row(
-        id=str(record["question_id"]),
-        image_id=f"image-{_image_digest(data, index, where) if known in (None, '') else known}",
+        id=_identifier(record["question_id"], "question_id", where),
+        image_id=f"image-{_image_digest(data, index, where) if without else _identifier(image, 'image_id', where)}",
         question=record["question"],
         question_type=record.get("question_type") or "any",
         answers=_answers(record["answers"]),
         read_image=partial(_dataset_image, data, index, where),
         where=where,
     )
+
+
+def _identifier(value: Any, column: str, where: str) -> str:
+    """Return an id as text. Raises `LeverlabError` for NaN, which many rows may share, and for what is no id at all."""
+    sound = bool(value.strip()) if isinstance(value, str) else isinstance(value, int | float) and math.isfinite(value)
+    if not sound or isinstance(value, bool):
+        raise LeverlabError(
+            f"{where}: {column} is {value!r:.100}, and must be a text or a number; write the id, or remove the row"
+        )
+    return str(value)
 
 
 def _dataset_image(data: Any, index: int, where: str) -> bytes | None:
