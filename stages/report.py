@@ -60,7 +60,8 @@ def body(stage: Stage) -> None:
         curves=curves,
         checkpoints=checkpoints,
         findings=findings,
-        gates=evaluate_gates(params.gates, measured),
+        gates=evaluate_gates(params.rules, measured),
+        gates_off=params.gates_off,
         export=export,
         data_card=stage.dep("reports/data_card.md").read_text(encoding="utf-8"),
         lineage=Lineage(
@@ -79,6 +80,8 @@ def body(stage: Stage) -> None:
     _write_tables(stage, report)
     for gate in report.gates:
         stage.say(f"gate {gate.name}: {'pass' if gate.passed else 'FAIL'} ({gate.metric} = {gate.value:.4g})")
+    for name in report.gates_off:
+        stage.say(f"gate {name}: off")
     stage.say(head.sentence)
 
 
@@ -111,7 +114,9 @@ def _write_tables(stage: Stage, report: Report) -> None:
         "gguf_speed": exported.engines_text(report.export),
     }.items():
         tables.write_markdown(folder / f"{name}.md", frame, left=("images",))
-    tables.write_markdown(folder / "gates.md", tables.gates_text(report.gates), left=("metric", "result"))
+    tables.write_markdown(
+        folder / "gates.md", tables.gates_text(report.gates, report.gates_off), left=("metric", "result")
+    )
 
 
 def _write_figures(stage: Stage, report: Report) -> dict[str, Picture]:

@@ -37,7 +37,7 @@ def body(stage: Stage) -> None:
     for name, frame in frames.items():
         left = tuple(str(column) for column in frame.columns if column in ("verdict", "test", "reason", "meaning"))
         tables.write_markdown(stage.out("recipes/clarify/reports/tables") / f"{name}.md", frame, left)
-    gates = tables.gates_text(report.gates)
+    gates = tables.gates_text(report.gates, report.gates_off)
     tables.write_markdown(stage.out("recipes/clarify/reports/tables") / "gates.md", gates, ("metric", "result"))
     write_text(stage.out("recipes/clarify/reports/report.html"), render_page(report, frames, pictures))
     write_text(stage.out("recipes/clarify/reports/gates.json"), _json([plain(asdict(gate)) for gate in report.gates]))
@@ -46,6 +46,8 @@ def body(stage: Stage) -> None:
     write_text(stage.out("recipes/clarify/reports/rc1_final_report.json"), _json(accepted))
     for gate in report.gates:
         stage.say(f"gate {gate.name}: {'pass' if gate.passed else 'FAIL'} ({gate.metric} = {gate.value:.4g})")
+    for name in report.gates_off:
+        stage.say(f"gate {name}: off")
     stage.say(report.headline.sentence)
     stage.say(report.headline.credit)
 
@@ -70,7 +72,7 @@ def read_report(stage: Stage) -> Report:
         stage.dep("recipes/clarify/reports/gguf.json"), stage.dep("recipes/clarify/reports/benchmark.json")
     )
     merged = gate_metrics(measured, probe, shadow, runs, grpo.guard.window, export)
-    gates = evaluate_gates(params.gates, merged)
+    gates = evaluate_gates(params.rules, merged)
     return Report(
         headline=headline(splits, compared),
         headline_metrics=headline_metrics(params.headline, merged, gates),
@@ -88,6 +90,7 @@ def read_report(stage: Stage) -> Report:
         export=export,
         health={seed: inputs.read_health(stage.dep(f"recipes/clarify/reports/health/{seed}.json")) for seed in seeds},
         gates=gates,
+        gates_off=params.gates_off,
         data_card=stage.dep("recipes/clarify/reports/data_card.md").read_text(encoding="utf-8"),
         lineage=Lineage(
             params=stage.declared_params(),

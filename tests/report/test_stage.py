@@ -444,6 +444,7 @@ def test_what_fails_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     gates = {
         "too_much": {"metric": "sft.shots_4", "at_least": 0.99},
         "fine": {"metric": "sft.shots_4", "at_least": 0},
+        "no_rule": None,
     }
     make_repository(tmp_path, methods=("zero_shot", "random", "sft"), seeds=[5], gates=gates, head={})
     health = {"name": "flat", "value": 0.9, "limit": 0.5, "direction": "at_most", "ok": False, "meaning": "no signal"}
@@ -460,7 +461,7 @@ def test_what_fails_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert f"{what} of q8_0: llama.cpp was ended by SIGABRT; {again}" in before
     assert "fine" not in before
     assert "1 of 2 gates passed · 0 of 1 health check kept" in page.header
-    assert [row[-1] for row in page.rows["gates"][1:]] == ["✓ pass", "✗ FAIL"]  # in alphabetical order
+    assert [row[-1] for row in page.rows["gates"][1:]] == ["✓ pass", "✗ FAIL", "off"]  # in alphabetical order
 
 
 def test_one_method_and_one_seed_make_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,9 +155,10 @@ def test_question_types_by_hand() -> None:
 
 def test_gates_and_checkpoints_by_hand() -> None:
     gates = [Gate("g", "a.b", 0.12, "at_least", 0.1, False), Gate("h", "c", 5, "at_most", math.nan, True)]
-    assert gates_text(gates).values.tolist() == [
+    assert gates_text(gates, ["i"]).values.tolist() == [
         ["g", "a.b", "≥ 0.12", "0.1", "FAIL"],
         ["h", "c", "≤ 5", "–", "pass"],
+        ["i", "", "", "", "off"],
     ]
     checkpoints = pd.DataFrame({"method": ["sft"], "seed": [3], "epoch": [12], "val_accuracy": [0.635]})
     checkpoints = checkpoints.assign(val_accuracy_1=0.5, val_loss=1.36512, kl=math.nan, chosen=True)

@@ -27,7 +27,7 @@ ShortName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=12)]  
 class ReportParams(Section):
     """What the report checks, and the few metrics that `dvc metrics show` and `dvc exp show` print."""
 
-    gates: dict[str, GateParams]  # name -> rule
+    gates: dict[str, GateParams | None]  # name -> rule; null switches a gate off, which the report says
     headline: dict[ShortName, Annotated[str, Field(min_length=1)]] = Field(max_length=12)  # short name -> metric
 
     @field_validator("headline")
@@ -36,3 +36,13 @@ class ReportParams(Section):
         if "red" in headline:
             raise ValueError("red is the number of failed gates; give the metric another name")
         return headline
+
+    @property
+    def rules(self) -> dict[str, GateParams]:
+        """The gates that are switched on."""
+        return {name: rule for name, rule in self.gates.items() if rule is not None}
+
+    @property
+    def gates_off(self) -> tuple[str, ...]:
+        """Names of the gates that are switched off."""
+        return tuple(name for name, rule in self.gates.items() if rule is None)

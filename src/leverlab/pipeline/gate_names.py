@@ -39,7 +39,7 @@ def recipe_metrics(kinds: Iterable[str]) -> list[Names]:
 
 def unknown_metrics(report: ReportParams, gates: Sequence[Names], headline: Sequence[Names], where: str) -> list[str]:
     """Return a sentence for every gate and every headline metric that is not among those it can name."""
-    asked = [(f"gates.{name}", gate.metric, gates) for name, gate in report.gates.items()]
+    asked = [(f"gates.{name}", gate.metric, gates) for name, gate in report.rules.items()]
     asked += [(f"headline.{name}", metric, headline) for name, metric in report.headline.items()]
     return [
         f"{where}: report.{name} {problem}"

@@ -59,6 +59,7 @@ class Report:
     export: Export
     health: Mapping[int, Mapping[str, float]]  # by seed
     gates: Sequence[Gate]
+    gates_off: Sequence[str]  # names of those that params switch off
     data_card: str  # Markdown
     lineage: Lineage
 

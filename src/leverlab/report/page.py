@@ -51,6 +51,7 @@ class Report:
     checkpoints: pd.DataFrame
     findings: Sequence[Finding]
     gates: Sequence[Gate]
+    gates_off: Sequence[str]  # names of those that params switch off
     export: Export
     data_card: str  # Markdown
     lineage: Lineage

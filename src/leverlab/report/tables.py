@@ -129,8 +129,9 @@ def checkpoints_text(checkpoints: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def gates_text(gates: Iterable[Gate]) -> pd.DataFrame:
-    """Return the gates, one a row: what was asked, what was measured, and whether it passed."""
+def gates_text(gates: Iterable[Gate], off: Iterable[str]) -> pd.DataFrame:
+    """Return the gates, one a row: what was asked, what was measured, and whether it passed; last those that are `off`,
+    by name."""
     rows = [
         {
             "gate": gate.name,
@@ -141,6 +142,7 @@ def gates_text(gates: Iterable[Gate]) -> pd.DataFrame:
         }
         for gate in gates
     ]
+    rows += [{"gate": name, "metric": "", "threshold": "", "measured": "", "result": "off"} for name in off]
     return pd.DataFrame(rows, columns=["gate", "metric", "threshold", "measured", "result"])
 
 
