@@ -1,6 +1,7 @@
 """Texts of users and data sets are shown by Markdown as they are."""
 
 import random
+import re
 
 import pytest
 from markdown_it import MarkdownIt
@@ -9,7 +10,7 @@ from leverlab.markdown import code, inline, paragraph
 from leverlab.terminal import one_line
 
 PIECES = [
-    *"\\`*_~[]()<>!|&#:.-+=@ 12aé\n\x1b",
+    *"\\`*_~[]()<>!|&#:.-+=@$ 12aé\n\x1b",
     "http://e.com",
     "www.e.com",
     "a@e.com",
@@ -32,10 +33,11 @@ def parser() -> MarkdownIt:
 @pytest.mark.parametrize(
     ("text", "written"),
     [
-        ("Which number? 3 < 4, 2 * 3, snake_case, [1, 0.5], < 0.001, A & B, $5, -3", None),
+        ("Which number? 3 < 4, 2 * 3, snake_case, [1, 0.5], < 0.001, A & B, 5 €, -3", None),
         ("[click](http://evil.com)", r"[click\](http\://evil.com)"),
         ("![x](y) <img src=x> &lt;", r"![x\](y) \<img src=x> \&lt;"),
         ("a|b `c` *d* _e_ ~~f~~", r"a\|b \`c\` \*d\* \_e\_ \~\~f\~\~"),
+        ("from $5 to $6, $$x_1$$, $`a`$", r"from \$5 to \$6, \$\$x_1\$\$, \$\`a\`\$"),
         ("www.e.com a@e.com", r"www\.e.com a\@e.com"),
         ("a\n# b\r\n\x1b[2J", "a # b \N{REPLACEMENT CHARACTER}[2J"),
     ],
@@ -53,6 +55,15 @@ def test_a_paragraph_stays_one(text: str) -> None:
 @pytest.mark.parametrize("text", ["1999 was", "3.5 a", "a - b"])
 def test_a_paragraph_of_ordinary_text_keeps_its_bytes(text: str) -> None:
     assert paragraph(text) == text
+
+
+@pytest.mark.parametrize("text", ["$5 and $6", "$$x$$", "$`x`$", "a $x$", "$", r"\$x$"])
+def test_no_dollar_begins_or_ends_mathematics(text: str) -> None:
+    """GitHub takes $x$, $$x$$ and $`x`$ for mathematics, where no backslash is before a dollar."""
+    for written in (inline(text), paragraph(text)):
+        bare = re.sub(r"\\.", "", written)  # without what is escaped
+        assert "$" not in bare
+        assert shown(written) == text
 
 
 def shown(markdown: str) -> str:

@@ -8,7 +8,7 @@ import re
 from leverlab.terminal import one_line
 
 _LIVE = re.compile(
-    r"""[\\`|]                                                 # escapes, code, cells of a table
+    r"""[\\`|$]                                                # escapes, code, cells of a table, GitHub's mathematics
     | (?<=\S)[*~] | [*~](?=\S) | (?<!\w)_+ | _+(?!\w)          # emphasis, but for 2 * 3 and snake_case
     | <(?=[A-Za-z/!?]) | &(?=\#?\w+;)                          # tags and entities
     | \](?=[(\[:])                                             # links, images, definitions

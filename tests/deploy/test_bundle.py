@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,16 +43,6 @@ from leverlab.cli import main
 sys.argv = ["leverlab", *sys.argv[1:]]
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-def copy(made: Made, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made.folder, tmp_path / "bundle"))
 
 
 def image_file(question: Example, folder: Path) -> Path:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from leverlab.deploy.demo_html import prompt
-from tests.deploy.bundles import Made, make_bundle
+from tests.deploy.bundles import Made
 from tests.deploy.demo_page import serve_demo
 
 pytestmark = [pytest.mark.browser, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -23,11 +23,6 @@ CLIPPED = """() => [...document.querySelectorAll('body, body *')].filter(element
   const cut = getComputedStyle(element).overflowX !== 'visible' && element.scrollWidth > element.clientWidth + 1;
   return outside || cut;
 }).map(element => element.outerHTML.slice(0, 200))"""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")

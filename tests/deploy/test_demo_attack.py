@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.deploy.bundles import REPOSITORY, Made, make_bundle
+from tests.deploy.bundles import REPOSITORY, Made
 from tests.deploy.demo_page import serve_demo
 
 pytestmark = [pytest.mark.demo, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -77,11 +77,6 @@ class Target:
 def multipart(name: str, content: bytes) -> tuple[bytes, dict[str, str]]:
     head = f'--X\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\nContent-Type: image/png\r\n\r\n'
     return head.encode() + content + b"\r\n--X--\r\n", {"Content-Type": "multipart/form-data; boundary=X"}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="module")

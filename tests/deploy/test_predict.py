@@ -32,19 +32,9 @@ from leverlab.errors import LeverlabError
 from leverlab.records import Example
 from leverlab.vlm.model import load_vlm
 from leverlab.vlm.prompt import PromptFormat
-from tests.deploy.bundles import SHOTS, VLM, Made, make_bundle
+from tests.deploy.bundles import SHOTS, VLM, Made
 
 FORMATS = ("parquet", "csv", "jsonl")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return make_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-@pytest.fixture
-def copy(made: Made, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made.folder, tmp_path / "bundle"))
 
 
 def write(path: Path, questions: Sequence[Example], row_group: int | None = None) -> Path:

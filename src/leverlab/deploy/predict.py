@@ -117,9 +117,10 @@ def _groups(
 ) -> Iterator[list[tuple[Asked, Example]]]:
     """Yield what has no row yet in groups of at most `batch`, read again from the file.
 
-    first: whether to yield those that are answered before others, or the others. A group is of fixed places in the
-    file, so that a run that goes on forms the groups of one that was not stopped. Raises `LeverlabError` when the file
-    is no longer the one that was checked.
+    first: whether to yield those that are answered before others, or the others. Groups are cut by the place in the
+    file, whatever has a row: a run that goes on forms the groups that a stopped one had left. A group is smaller where
+    some of it has rows: answered one by one after an error, or in another file of questions. Raises `LeverlabError`
+    when the file is no longer the one that was checked.
     """
     places = sorted({row.key: place for place, row in enumerate(asked) if row.first == first}.values())
     group_of = {place: number // batch for number, place in enumerate(places)}

@@ -10,7 +10,7 @@ import numpy as np
 
 from leverlab.errors import LeverlabError
 from leverlab.records import Example, parse_example, read_examples
-from leverlab.worlds.hub import json_rows
+from leverlab.worlds.json_rows import json_rows
 from leverlab.worlds.world import SPLITS, World
 
 

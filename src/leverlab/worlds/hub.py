@@ -1,15 +1,16 @@
 """Data sets that `datasets` loads, from the hub or a local copy, with every text as it was written."""
 
 import itertools
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from leverlab.errors import LeverlabError
+from leverlab.worlds.json_rows import json_rows
 
 _JSON = (".json", ".jsonl", ".ndjson")
+BATCH = 200  # rows that become Arrow at once
 
 
 def load_splits(source: str, config: str | None = None) -> dict[str, Any]:
@@ -34,41 +35,28 @@ def load_splits(source: str, config: str | None = None) -> dict[str, Any]:
     return dict(load_dataset(source, config))
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a file of JSON lines, or of one JSON list, each with its file and line (or entry).
-
-    A byte order mark is left out. Raises `LeverlabError` naming the place when the file is not UTF-8, not JSON, or
-    holds something else than objects.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LeverlabError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it so") from None
-    lines = enumerate(text.split("\n"), start=1)  # not splitlines: texts may hold other line breaks
-    places = ((f"{path} line {number}", line) for number, line in lines if line.strip())
-    if re.match(r"\s*\[\s*\{", text):
-        rows = ((f"{path} entry {number}", row) for number, row in enumerate(_parsed(text, str(path))))
-    else:
-        rows = ((where, _parsed(line, where)) for where, line in places)
-    for where, row in rows:
-        if not isinstance(row, dict):
-            raise LeverlabError(f"{where} must be a JSON object, not {str(row)[:100]}")
-        yield where, row
-
-
 def _is_plain_json(file: Path) -> bool:
     """Return whether a file is on this machine, and not compressed: the library unpacks those."""
     return file.is_file() and file.suffix in _JSON
 
 
 def _of_json(files: list[Path]) -> Any:
+    """Return the data set in JSON files. Only a batch of rows is in memory as Python objects, the others as Arrow."""
     from datasets import Dataset
+    from datasets.fingerprint import generate_random_fingerprint
 
-    rows = [row for file in files for _, row in json_rows(file)]
-    if not rows:
+    rows = (row for file in files for _, row in json_rows(file))
+    batches = iter(lambda: list(itertools.islice(rows, BATCH)), [])
+    tables = [_of_rows(batch) for batch in batches]
+    if not tables:
         raise ValueError("it holds no rows")
-    columns = dict.fromkeys(key for row in rows for key in row)  # `from_list` takes those of the first row alone
-    return Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+    table = pa.concat_tables(tables, promote_options="permissive")
+    return Dataset(table, fingerprint=generate_random_fingerprint())  # the default pickles the whole table
+
+
+def _of_rows(rows: list[dict[str, Any]]) -> pa.Table:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    return pa.table({column: [row.get(column) for row in rows] for column in columns})
 
 
 def check_no_times(data: Any, columns: list[str], where: str) -> None:
@@ -79,10 +67,3 @@ def check_no_times(data: Any, columns: list[str], where: str) -> None:
                 f"{where}: column '{column}' was read as times, so texts like '1999-01-01' are lost; download the "
                 "files and name their folder, or store the column as text"
             )
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise LeverlabError(f"{where} is not JSON ({error}); write one object a line, or one list of them") from None
