@@ -29,7 +29,8 @@ from leverlab.selector.features import FeatureTable, read_features, write_featur
 from leverlab.selector.inference import InferenceSelector
 from leverlab.stage import Stage, run_stage
 from leverlab.training.prepared import Prepared, features_of
-from leverlab.vlm.model import checkpoint_folder, load_vlm
+from leverlab.vlm.checkpoint import load_processor
+from leverlab.vlm.model import checkpoint_folder
 from leverlab.vlm.prompt import PromptFormat
 
 LEAST_EQUAL = 0.9  # of the picks on validation questions: the pipeline may compute features in bfloat16
@@ -56,7 +57,8 @@ def body(stage: Stage) -> None:
     for name in (*texts, MMPROJ):
         shutil.copyfile(gguf / name, folder / name)
     encoder = TRAINED_ENCODER if trained else prepare["encoder"]
-    images, shots = image_limits(checkpoint_folder(vlm["source"])), stage.section("eval", EvalParams).shots
+    source = checkpoint_folder(vlm["source"])
+    images, shots = image_limits(source), stage.section("eval", EvalParams).shots
     compared, equal = 0, 0
     if encoder == VLM_ENCODER:
         made = FeatureEncoder.load(folder / MMPROJ, folder / texts[0], images)
@@ -93,7 +95,7 @@ def body(stage: Stage) -> None:
         params=stage.declared_params(),
         inputs=stage.inputs,
     )
-    form = PromptFormat(load_vlm(vlm["source"], "float32").processor)
+    form = PromptFormat(load_processor(source))
     default = default_text(texts)
     write_text(folder / INFO, info.model_dump_json(indent=2) + "\n")
     write_text(folder / README, readme(info, default))

@@ -12,6 +12,7 @@ from leverlab.config.vlm import EvalParams
 from leverlab.errors import LeverlabError
 from leverlab.export.selector import check_equal_picks, inference_tensors
 from leverlab.files import write_text
+from leverlab.library_errors import reason_of
 from leverlab.selector.checkpoints import load_selector
 from leverlab.selector.inference import InferenceSelector, save_inference
 from leverlab.stage import Stage, run_stage
@@ -39,7 +40,7 @@ def read_choice(path: Path) -> Best:
     try:
         return Best.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(f"{path} cannot be read ({problem}); run dvc repro select-best") from None
 
 

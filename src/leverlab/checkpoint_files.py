@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from leverlab.errors import LeverlabError
+from leverlab.library_errors import reason_of
 
 PIXEL_LIMITS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # those of Qwen2-VL's image processor
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_.-]+\.safetensors")
@@ -128,7 +129,7 @@ def tokenizer_json(folder: Path) -> tuple[Path, dict[str, Any]]:
     try:
         tokenizer: Any = Qwen2Tokenizer.from_pretrained(folder)
     except Exception as error:  # two libraries raise errors of many kinds here
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(f"{where} and merges.txt are no tokenizer ({problem}); restore them") from None
     return where, json.loads(tokenizer.backend_tokenizer.to_str())
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from leverlab.errors import LeverlabError
 from leverlab.images import decode_image, pixel_digest
+from leverlab.library_errors import reason_of
 from leverlab.texts import normalised
 
 COLUMNS = ("id", "image", "image_id", "question", "question_type", "answers")
@@ -175,7 +176,7 @@ def read_table(path: Path, columns: Sequence[str] | pa.Schema) -> pa.Table:
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run the stage that writes it (dvc repro)") from None
     except (pa.ArrowException, OSError, ValueError) as error:
-        problem = " ".join(str(error).split())
+        problem = reason_of(error)
         raise LeverlabError(
             f"{path} is damaged or not parquet ({problem}); restore it, or move it away and run dvc repro again"
         ) from None

@@ -19,6 +19,7 @@ from leverlab.errors import LeverlabError
 from leverlab.export.images import ImageLimits
 from leverlab.files import path_inside
 from leverlab.images import decode_image, pixel_digest
+from leverlab.library_errors import reason_of
 from leverlab.records import Example, read_examples
 from leverlab.selector.candidates import SAMPLERS, draw_candidates
 from leverlab.selector.features import FeatureTable, Vectors, read_features
@@ -210,7 +211,7 @@ def _read_info(folder: Path) -> BundleInfo:
     except FileNotFoundError:
         raise LeverlabError(f"{folder} is no bundle: {INFO} is missing; make one with dvc repro bundle") from None
     except (OSError, ValidationError) as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(f"{path} cannot be read ({problem}); make the bundle again with dvc repro bundle") from None
     if info.sampler not in SAMPLERS or not set(info.texts) | {info.mmproj, *SMALL} <= info.files.keys():
         raise LeverlabError(f"{path} names an unknown sampler, or files that it does not list; make the bundle again")

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from leverlab.errors import LeverlabError
 from leverlab.files import path_inside
+from leverlab.library_errors import reason_of
 from leverlab.terminal import one_line
 
 COLUMNS = ("id", "image", "question")
@@ -48,8 +49,8 @@ def read_rows(path: Path) -> Iterator[AskedRow]:
             seen.add(row.id)
             yield row
     except (pa.ArrowException, csv.Error, OSError, ValueError) as error:  # ValueError: encodings, and parquet's own
-        problem = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        raise LeverlabError(f"the questions {path} cannot be read ({problem:.300}); write the file again") from None
+        problem = error.strerror if isinstance(error, OSError) and error.strerror else reason_of(error)
+        raise LeverlabError(f"the questions {path} cannot be read ({problem}); write the file again") from None
     if not seen:
         raise LeverlabError(f"{path} holds no questions")
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from leverlab.checkpoint_files import weight_files
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
+from leverlab.library_errors import reason_of
 from leverlab.lm.chat import Chat
 
 BASE_FILE = "base.json"  # beside an adapter: the digest of its base
@@ -48,7 +49,7 @@ def load_base(source: str, dtype: str = "float32") -> Base:
         )
         model, info = loaded
     except Exception as error:  # three libraries raise errors of many kinds here
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(
             f"the base model '{source}' cannot be loaded ({type(error).__name__}: {problem}); it must be a hub id or a "
             "folder with config.json, the tokenizer's files and whole safetensors files"
@@ -106,7 +107,7 @@ def load_policy(base: Base, folder: Path, trainable: bool = False) -> PeftModel:
         with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as file:
             held = set(file.keys())
     except Exception as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(
             f"the adapter in {folder} cannot be loaded ({type(error).__name__}: {problem}); train it again"
         ) from None

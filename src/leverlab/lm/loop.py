@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from leverlab.config.clarify_grpo import LadderParams
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
+from leverlab.library_errors import reason_of
 from leverlab.rl.guard import windowed_kl
 
 Row = dict[str, Any]
@@ -58,7 +59,7 @@ class Memory:
             memory = cls(**json.loads((folder / _MEMORY).read_text(encoding="utf-8")))
             return memory, load_file(folder / _GOOD)
         except Exception as error:  # safetensors and json raise errors of many kinds
-            problem = " ".join(str(error).split())[:300]
+            problem = reason_of(error)
             raise LeverlabError(
                 f"the checkpoint {folder} is damaged ({type(error).__name__}: {problem}); delete it and run again: the "
                 "run goes on from the one before"

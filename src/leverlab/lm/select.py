@@ -8,6 +8,7 @@ import pandas as pd
 from pydantic import BaseModel, ValidationError
 
 from leverlab.errors import LeverlabError
+from leverlab.library_errors import reason_of
 
 
 def best_evaluation(rows: pd.DataFrame, by: str) -> dict[str, Any]:
@@ -44,5 +45,5 @@ def read_best(folder: Path) -> Best:
     try:
         return Best.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(f"{path} cannot be read ({problem}); run dvc repro select-best") from None

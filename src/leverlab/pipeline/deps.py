@@ -18,6 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from leverlab.errors import LeverlabError
 from leverlab.files import write_text
+from leverlab.library_errors import reason_of
 
 SOURCE_FOLDERS = (Path("."), Path("src"))
 SKIPPED_FOLDERS = {".venv", ".git", ".dvc", ".leverlab"}
@@ -143,7 +144,7 @@ def _stages(dvc_yaml: Path) -> dict[str, CommentedMap]:
     try:
         document = YAML().load(dvc_yaml.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises TypeError, RecursionError and more beside its own errors
-        raise LeverlabError(f"{dvc_yaml} cannot be read as YAML: {' '.join(str(error).split())}") from None
+        raise LeverlabError(f"{dvc_yaml} cannot be read as YAML: {reason_of(error)}") from None
     stages = document.get("stages", {}) if isinstance(document, CommentedMap) else None
     if not isinstance(stages, dict):
         raise LeverlabError(f"{dvc_yaml} is no DVC pipeline: it must be a mapping, and 'stages' in it a mapping too")

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from rich.table import Table
 
 from leverlab.errors import LeverlabError
+from leverlab.library_errors import reason_of
 
 GATES = Path("reports/gates.json")
 
@@ -37,7 +38,7 @@ def read_gates(root: Path) -> list[Result]:
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run dvc repro report in {root}") from None
     except (OSError, ValidationError) as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(f"{path} is damaged ({problem}); run dvc repro report in {root}") from None
     if not gates:
         raise LeverlabError(f"{path} holds no gate; add rules to report.gates of {root / 'params.yaml'}")

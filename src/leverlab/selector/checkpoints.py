@@ -11,6 +11,7 @@ from torch import Tensor
 
 from leverlab.errors import LeverlabError
 from leverlab.files import write_bytes
+from leverlab.library_errors import reason_of
 from leverlab.selector.architecture import Architecture
 from leverlab.selector.network import Selector
 
@@ -64,7 +65,7 @@ def load_selector(path: Path) -> Selector:
         selector = Selector(widths, architecture, dropout)
         selector.load_state_dict(tensors, strict=True)
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(
             f"the tensors of {path} do not fit its architecture: {problem}; run the stage that writes it again"
         ) from None

@@ -13,6 +13,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from leverlab.errors import LeverlabError
 from leverlab.files import write_bytes
+from leverlab.library_errors import reason_of
 from leverlab.records import Example
 from leverlab.selector.features import FeatureTable, Vectors
 from leverlab.text_tokens import TextTokens
@@ -181,7 +182,7 @@ def load_clip(source: str, device: str = "cpu") -> tuple[Any, Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except Exception as error:  # the library raises OSError, SafetensorError, ValueError and more for a bad checkpoint
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(
             f"the encoder '{source}' cannot be loaded ({problem}); prepare.encoder must be 'vlm' or the hub id or "
             "folder of a CLIP-class model"

@@ -19,6 +19,7 @@ from leverlab.checkpoint_files import (
     weight_files,
 )
 from leverlab.errors import LeverlabError
+from leverlab.library_errors import reason_of
 from leverlab.vlm.processor import ImageOnlyQwen25VLProcessor
 
 
@@ -38,7 +39,7 @@ def load_processor(folder: Path) -> ImageOnlyQwen25VLProcessor:
     try:
         config: Any = AutoConfig.from_pretrained(folder)
     except Exception as error:  # the library raises errors of many kinds for a bad value
-        raise LeverlabError(f"{where} is no config of a Qwen2.5-VL ({one_line(error)}); restore it") from error
+        raise LeverlabError(f"{where} is no config of a Qwen2.5-VL ({reason_of(error)}); restore it") from error
     if "sliding_attention" in config.text_config.layer_types:
         raise LeverlabError(f"{where}: sliding windows (use_sliding_window) are not supported; set another vlm.source")
     processor = _put_together(folder)
@@ -72,16 +73,11 @@ def _put_together(folder: Path) -> ImageOnlyQwen25VLProcessor:
         image_processor = Qwen2VLImageProcessorPil.from_dict(keys)
     except Exception as error:
         raise LeverlabError(
-            f"{where} is no image processor of Qwen2.5-VL ({one_line(error)}); restore the file"
+            f"{where} is no image processor of Qwen2.5-VL ({reason_of(error)}); restore the file"
         ) from error
     where, _ = tokenizer_json(folder)  # without one, transformers makes a tokenizer of a single token
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         return ImageOnlyQwen25VLProcessor(image_processor, tokenizer, chat_template=template)
     except Exception as error:  # two libraries raise errors of many kinds here
-        raise LeverlabError(f"the tokenizer of {where} cannot be loaded ({one_line(error)}); restore it") from error
-
-
-def one_line(error: Exception) -> str:
-    """Return the beginning of a library's message, for use inside a sentence."""
-    return " ".join(str(error).split())[:300]
+        raise LeverlabError(f"the tokenizer of {where} cannot be loaded ({reason_of(error)}); restore it") from error

@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from leverlab.errors import LeverlabError
-from leverlab.vlm.checkpoint import load_processor, one_line
+from leverlab.library_errors import reason_of
+from leverlab.vlm.checkpoint import load_processor
 from leverlab.vlm.prompt import PromptFormat
 
 FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors"]  # of a hub repository; others hold the same weights again
@@ -63,7 +64,7 @@ def load_vlm(source: str, dtype: str, device: str = "auto") -> Vlm:
         )
     except Exception as error:  # the library raises OSError, SafetensorError, ValueError and more for a bad checkpoint
         raise LeverlabError(
-            f"the VLM at '{source}' cannot be loaded ({one_line(error)}); vlm.source must be a hub id or a whole "
+            f"the VLM at '{source}' cannot be loaded ({reason_of(error)}); vlm.source must be a hub id or a whole "
             "checkpoint folder"
         ) from error
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -94,7 +95,7 @@ def checkpoint_folder(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=FILES))
     except Exception as error:  # of the hub, of HTTP, of the disk
         raise LeverlabError(
-            f"the checkpoint '{source}' cannot be fetched ({one_line(error)}); vlm.source must be a hub id or a whole "
+            f"the checkpoint '{source}' cannot be fetched ({reason_of(error)}); vlm.source must be a hub id or a whole "
             "checkpoint folder"
         ) from error
 

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from leverlab.errors import LeverlabError
+from leverlab.library_errors import reason_of
 from leverlab.lm.questions import UNKNOWN, Question
 from leverlab.lm.turns import tag_in
 from leverlab.worlds.clarify import FAMILIES, NOT_KNOWN, NOT_TOLD, USER_SHARES, USERS, Family, User, Words, apportion
@@ -57,7 +58,7 @@ def load_family(family: Family, source: str, split: str, limit: int | None = Non
     except LeverlabError:
         raise
     except Exception as error:  # the library raises errors of many kinds, its own and those of the network
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(
             f"the split '{split}' of the family '{family}' cannot be loaded from '{source}' ({problem}); name a hub id "
             f"that datasets can load, or a folder or file in {', '.join(_FILES)}"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from leverlab.errors import LeverlabError
+from leverlab.library_errors import reason_of
 from leverlab.records import Example, parse_example
 from leverlab.worlds.hub import check_no_times, load_splits
 from leverlab.worlds.world import World
@@ -205,7 +206,7 @@ def _hub_rows(source: str, title: str, official_name: str) -> tuple[list[_Row], 
     except LeverlabError:
         raise
     except Exception as error:  # the library raises errors of many kinds, its own and those of the network
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(
             f"{title} cannot be loaded from '{source}' ({problem}); data.source must be a hub id that datasets can "
             f"load or a folder with the official files ({official_name}, …)"
@@ -228,7 +229,7 @@ def _dataset_rows(data: Any, where: str) -> list[_Row]:
     try:
         data = data.cast_column("image", Image(decode=False))
     except Exception as error:  # the library raises errors of many kinds
-        problem = " ".join(str(error).split())[:300]
+        problem = reason_of(error)
         raise LeverlabError(f"'{where}': the column 'image' holds no images ({problem}); store their files") from None
     texts = data.remove_columns("image")
     return [_dataset_row(data, index, record, f"{where} row {index}") for index, record in enumerate(texts)]
