@@ -75,10 +75,10 @@ demo: setup-demo ## serve a page to try methods side by side, on 127.0.0.1
 	dvc repro bundle
 	leverlab demo
 
-test-demo: setup-demo ## attack that page, and look at it in a headless browser where chromium is installed
+test-demo: setup-demo ## attack that page, and look at it and at the report pages in a browser where chromium is installed
 	pytest -m demo
 	if command -v chromium > /dev/null; then pytest -m browser; else \
-	  echo "chromium is not installed: the page was attacked, and not looked at in a browser" >&2; fi
+	  echo "chromium is not installed: the page was attacked, and no page was looked at in a browser" >&2; fi
 
 clean: ## remove build products; the DVC cache, data and models stay
 	rm -rf build dist src/*.egg-info dvc_plots .hypothesis .mypy_cache .pytest_cache .ruff_cache

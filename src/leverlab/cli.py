@@ -125,12 +125,15 @@ def blast(
 @app.command()
 def readme(
     folder: Annotated[Path | None, typer.Argument(help="The folder of a recipe; the root by default.")] = None,
+    experiments: Annotated[
+        tuple[str, str] | None, typer.Option(help="Two experiments of this clone, whose comparison is shown.")
+    ] = None,
 ) -> None:
-    """Put the tables of the report into README.md."""
+    """Put the tables of the report, and what DVC prints, into README.md."""
     from leverlab.pipeline.readme import write
 
     place = folder or repository_root()
-    write(place)
+    write(place, experiments or ())
     echo(f"{place / 'README.md'} holds the tables of {place / 'reports/tables'}")
 
 

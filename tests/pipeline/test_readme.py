@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from leverlab.errors import LeverlabError
+from leverlab.pipeline import readme
 from leverlab.pipeline.readme import is_current, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,7 +84,7 @@ def test_links_lead_somewhere() -> None:
 def test_the_result_tables_are_those_of_the_committed_report(folder: str, tmp_path: Path) -> None:
     """`leverlab readme` ran before the report was committed. The workspace may have the report of another run, with
     other params or on another CPU."""
-    for name in ("README.md", "reports/tables"):
+    for name in ("README.md", "reports/tables", *(["reports/headline.json"] if folder == "." else [])):
         archive = subprocess.run(
             ["git", "archive", "HEAD", f"{folder}/{name}"], cwd=ROOT, capture_output=True, check=True
         ).stdout
@@ -101,3 +102,30 @@ def test_the_table_goes_between_its_markers() -> None:
     assert with_table(text, "| new |\n") == "a\n<!-- accuracy: x -->\n| new |\n<!-- /accuracy -->\nb\n"
     with pytest.raises(LeverlabError, match="markers"):
         with_table("no markers", "| new |")
+
+
+def test_experiments_are_written_when_they_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The headline metrics are printed each time; the comparison stays where no experiments are named."""
+    monkeypatch.setattr(readme, "printed", lambda commands, folder: f"{folder.name}: {' and '.join(commands)}")
+    path = tmp_path / "README.md"
+    blocks = "<!-- metrics: x -->\n{}<!-- /metrics -->\n<!-- experiments: x -->\n{}<!-- /experiments -->\n"
+    path.write_text(blocks.format("old\n", "old\n"), encoding="utf-8")
+    metrics = f"{tmp_path.name}: {readme.METRICS}\n"
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports/headline.json").write_text("{}", encoding="utf-8")
+    readme.write(tmp_path)
+    assert path.read_text(encoding="utf-8") == blocks.format(metrics, "old\n")
+    assert is_current(tmp_path)
+    readme.write(tmp_path, ("a b", "c"))
+    compared = f"{tmp_path.name}: {readme.EXPERIMENTS} and dvc metrics diff 'a b' c\n"
+    assert path.read_text(encoding="utf-8") == blocks.format(metrics, compared)
+    with pytest.raises(LeverlabError, match="two experiments, not 1"):
+        readme.write(tmp_path, ["a"])
+
+
+def test_nothing_is_shown_of_a_run_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("<!-- metrics: x -->\n<!-- /metrics -->\n", encoding="utf-8")
+    with pytest.raises(LeverlabError, match=r"reports/headline\.json cannot be read .* run dvc repro report"):
+        readme.write(tmp_path)
+    with pytest.raises(LeverlabError, match=r"'dvc metrics diff a b' failed in .*"):
+        readme.printed(["dvc metrics diff a b"], tmp_path)
