@@ -13,7 +13,6 @@ from leverlab.config.vlm import VlmAnswers
 from leverlab.deploy.llama_cpp import LlamaCpp, LlamaCppError, Settings, chat_messages
 from leverlab.evaluation.quantised import (
     SCHEMA,
-    SUBJECT,
     TRANSFORMERS,
     accuracy_table,
     agreement,
@@ -121,7 +120,6 @@ def body(stage: Stage) -> None:
     write_table(stage.out("data/gguf_answers.parquet"), answers.to_dict("records"), SCHEMA)
     _write_csv(stage.out("reports/gguf_accuracy.csv"), accuracy)
     _write_csv(stage.out("reports/gguf_differences.csv"), differences)
-    _write_csv(stage.out("reports/gguf_sizes.csv"), _sizes(accuracy))
     write_text(stage.out("reports/gguf_metrics.json"), json.dumps(figures, indent=2) + "\n")
     stage.say(f"{len(prompts)} prompts answered by {', '.join(kind for kind in kinds if kind not in errors) or 'none'}")
 
@@ -129,14 +127,6 @@ def body(stage: Stage) -> None:
 def _write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table with six digits."""
     write_text(path, table.to_csv(index=False, float_format="%.6g"))
-
-
-def _sizes(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Return by kind the size of its text file in MiB, and the selector's accuracy at the largest shot count."""
-    rows = accuracy[(accuracy["method"] == SUBJECT) & (accuracy["shots"] == accuracy["shots"].max())]
-    rows = rows[rows["kind"] != TRANSFORMERS]
-    sizes = [(MODELS / text_file(kind)).stat().st_size / 2**20 for kind in rows["kind"]]
-    return rows.assign(file_mib=sizes)[["kind", "file_mib", "accuracy", "ci_low", "ci_high"]]
 
 
 def _answers(prompts: pd.DataFrame, said: dict[str, list[str]]) -> pd.DataFrame:
