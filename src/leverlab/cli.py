@@ -270,7 +270,7 @@ def verify(
 
 @app.command()
 def gate(folder: Recipe = None, as_json: AsJson = False) -> None:
-    """Print the acceptance rules of the last report; fail when one of them failed."""
+    """Print the acceptance rules of the last report, and which are off; fail when one of them failed."""
     from leverlab.pipeline import gate as acceptance
 
     if folder is not None:
@@ -280,7 +280,7 @@ def gate(folder: Recipe = None, as_json: AsJson = False) -> None:
         _print_json(acceptance.as_list(gates))
     else:
         _console(200).print(acceptance.table(gates))
-    raise typer.Exit(0 if all(rule.passed for rule in gates) else 1)
+    raise typer.Exit(0 if acceptance.all_passed(gates) else 1)
 
 
 @app.command()
