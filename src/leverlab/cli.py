@@ -443,10 +443,11 @@ def plan_ledger(
 
 
 def _run_plan(name: str, base: str | None, queue: bool) -> int:
-    from leverlab.pipeline.plans import experiment_command, load_experiment
+    from leverlab.pipeline.plans import check_identity, experiment_command, load_experiment
 
     root = repository_root()
     found = load_experiment(root, name, base)
+    check_identity(root, queue)
     if found.warning:
         echo(f"leverlab: warning: {found.warning}", err=True)
     command = experiment_command(found, queue)
