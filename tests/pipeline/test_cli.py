@@ -240,6 +240,28 @@ def test_a_plan_that_needs_a_git_identity_says_so_before_it_runs(
     assert ran.read_text() == "x\nx\nx\n"
 
 
+def test_a_plan_that_ran_on_this_commit_is_run_again_when_asked(
+    root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC refuses a second experiment of one name on a commit."""
+    called = root / "called"
+    (root / "bin").mkdir()
+    (root / "bin/dvc").write_text(f"#!/bin/sh\necho $2 >> '{called}'\n")
+    (root / "bin/dvc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{root / 'bin'}:{os.environ['PATH']}")
+    git = ["git", "-C", str(root), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in (["init", "-q"], ["add", "params.yaml", "plans"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    assert run("plan", "run", "tiny", "--again")[0] == 0
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run([*git, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/tiny", head], check=True)
+    code, _, err = run("plan", "run", "tiny")
+    assert (code, called.read_text()) == (1, "run\n")
+    assert "`dvc exp apply tiny`, or run it anew with `leverlab plan run --again`" in err
+    assert run("plan", "run", "tiny", "--again")[0] == 0
+    assert called.read_text() == "run\nremove\nrun\n"
+
+
 def test_a_plan_that_is_not_there(run: Run) -> None:
     code, _, err = run("plan", "show", "plan-66")
     assert (code, err.count("\n")) == (1, 1)

@@ -214,6 +214,15 @@ def check_identity(root: Path, queue: bool) -> None:
         )
 
 
+def ran_on_head(root: Path, experiment: Experiment) -> bool:
+    """Return whether DVC keeps an experiment of this name on HEAD; it runs no second one."""
+    head = git("-C", str(root), "rev-parse", "HEAD") or ""
+    return (
+        git("-C", str(root), "rev-parse", "-q", "--verify", f"refs/exps/{head[:2]}/{head[2:]}/{experiment.name}")
+        is not None
+    )
+
+
 def as_dict(experiment: Experiment) -> dict[str, Any]:
     """Return an experiment as plain data for JSON."""
     return {
