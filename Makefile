@@ -28,7 +28,7 @@ repro: setup ## run the main pipeline: only the stages whose inputs changed
 
 tiny: setup ## a first look: all stages of the main pipeline on a few dozen questions
 	@git diff --quiet HEAD -- params.yaml || { echo "params.yaml has edits of yours; commit or stash them first" >&2; exit 1; }
-	leverlab plan run tiny || { git restore --staged --worktree params.yaml; exit 1; }
+	leverlab plan run tiny --again || { git restore --staged --worktree params.yaml; exit 1; }
 	git restore --staged --worktree params.yaml
 	@echo "the report is reports/report.html; make repro runs the whole job"
 

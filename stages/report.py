@@ -1,15 +1,13 @@
 """The stage `report`: gates, figures, tables, and one self-contained page."""
 
 import json
-import math
-from dataclasses import asdict
 from importlib import metadata
 
 import pandas as pd
 
 from leverlab.config.report import ReportParams
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.gates import Gate, evaluate_gates, headline_metrics
+from leverlab.evaluation.gates import evaluate_gates, gates_record, headline_metrics
 from leverlab.evaluation.summary import ANSWER_SCHEMA, comparisons
 from leverlab.files import write_bytes, write_text
 from leverlab.records import read_table
@@ -60,7 +58,7 @@ def body(stage: Stage) -> None:
         curves=curves,
         checkpoints=checkpoints,
         findings=findings,
-        gates=evaluate_gates(params.rules, measured),
+        gates=evaluate_gates(params.gates, measured),
         gates_off=params.gates_off,
         export=export,
         data_card=stage.dep("reports/data_card.md").read_text(encoding="utf-8"),
@@ -74,7 +72,8 @@ def body(stage: Stage) -> None:
     stage.dep("src/leverlab/report/page.html.jinja")
     pictures = _write_figures(stage, report)
     write_text(stage.out("reports/report.html"), render_page(report, pictures))
-    write_text(stage.out("reports/gates.json"), json.dumps([_plain(gate) for gate in report.gates], indent=2) + "\n")
+    record = gates_record(report.gates, report.gates_off)
+    write_text(stage.out("reports/gates.json"), json.dumps(record, indent=2) + "\n")
     first = headline_metrics(params.headline, measured, report.gates)
     write_text(stage.out("reports/headline.json"), json.dumps(first, indent=2) + "\n")
     _write_tables(stage, report)
@@ -131,11 +130,6 @@ def _write_figures(stage: Stage, report: Report) -> dict[str, Picture]:
         write_text(folder / f"{name}.svg", pictures[name].wide)
         write_bytes(folder / f"{name}.png", figures.png(wide))
     return pictures
-
-
-def _plain(gate: Gate) -> dict[str, str | float | bool | None]:
-    """Return a gate as JSON can hold it: a value that is not finite is null."""
-    return asdict(gate) | {"value": gate.value if math.isfinite(gate.value) else None}
 
 
 if __name__ == "__main__":

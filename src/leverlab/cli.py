@@ -270,7 +270,7 @@ def verify(
 
 @app.command()
 def gate(folder: Recipe = None, as_json: AsJson = False) -> None:
-    """Print the acceptance rules of the last report; fail when one of them failed."""
+    """Print the acceptance rules of the last report, and which are off; fail when one of them failed."""
     from leverlab.pipeline import gate as acceptance
 
     if folder is not None:
@@ -280,7 +280,7 @@ def gate(folder: Recipe = None, as_json: AsJson = False) -> None:
         _print_json(acceptance.as_list(gates))
     else:
         _console(200).print(acceptance.table(gates))
-    raise typer.Exit(0 if all(rule.passed for rule in gates) else 1)
+    raise typer.Exit(0 if acceptance.all_passed(gates) else 1)
 
 
 @app.command()
@@ -357,9 +357,13 @@ def plan_show(name: PlanName, base: Base = None, as_json: AsJson = False) -> Non
 
 
 @plan.command("run")
-def plan_run(name: PlanName, base: Base = None) -> None:
+def plan_run(
+    name: PlanName,
+    base: Base = None,
+    again: Annotated[bool, typer.Option("--again", help="Remove the experiment of this name on HEAD first.")] = False,
+) -> None:
     """Print and run the DVC experiment of a plan."""
-    raise typer.Exit(_run_plan(name, base, queue=False))
+    raise typer.Exit(_run_plan(name, base, again=again))
 
 
 @plan.command("queue")
@@ -442,11 +446,20 @@ def plan_ledger(
         console.print(line, soft_wrap=True)
 
 
-def _run_plan(name: str, base: str | None, queue: bool) -> int:
-    from leverlab.pipeline.plans import experiment_command, load_experiment
+def _run_plan(name: str, base: str | None, queue: bool = False, again: bool = False) -> int:
+    from leverlab.pipeline.plans import check_identity, experiment_command, load_experiment, ran_on_head
 
     root = repository_root()
     found = load_experiment(root, name, base)
+    check_identity(root, queue)
+    if ran_on_head(root, found):
+        if not again:
+            raise LeverlabError(
+                f"the experiment '{found.name}' of this commit ran before; see it with `dvc exp show`, bring its "
+                f"results into the workspace with `dvc exp apply {found.name}`, or run it anew with "
+                "`leverlab plan run --again`"
+            )
+        subprocess.run(["dvc", "exp", "remove", found.name], cwd=root, check=True)
     if found.warning:
         echo(f"leverlab: warning: {found.warning}", err=True)
     command = experiment_command(found, queue)

@@ -1,13 +1,12 @@
 """report: gates, figures, tables, the acceptance report, and one self-contained page."""
 
 import json
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 
 from leverlab.config.clarify_grpo import DialogueGrpoParams
 from leverlab.config.report import ReportParams
-from leverlab.evaluation.gates import evaluate_gates, headline_metrics
+from leverlab.evaluation.gates import evaluate_gates, gates_record, headline_metrics
 from leverlab.files import write_bytes, write_text
 from leverlab.lm.acceptance import rc1_final_report
 from leverlab.lm.questions import read_questions
@@ -40,9 +39,11 @@ def body(stage: Stage) -> None:
     gates = tables.gates_text(report.gates, report.gates_off)
     tables.write_markdown(stage.out("recipes/clarify/reports/tables") / "gates.md", gates, ("metric", "result"))
     write_text(stage.out("recipes/clarify/reports/report.html"), render_page(report, frames, pictures))
-    write_text(stage.out("recipes/clarify/reports/gates.json"), _json([plain(asdict(gate)) for gate in report.gates]))
+    write_text(
+        stage.out("recipes/clarify/reports/gates.json"), _json(plain(gates_record(report.gates, report.gates_off)))
+    )
     write_text(stage.out("recipes/clarify/reports/headline.json"), _json(report.headline_metrics))
-    accepted = rc1_final_report(report.measured, report.gates, report.comparisons, report.wins)
+    accepted = rc1_final_report(report.measured, report.gates, report.comparisons, report.wins, off=report.gates_off)
     write_text(stage.out("recipes/clarify/reports/rc1_final_report.json"), _json(accepted))
     for gate in report.gates:
         stage.say(f"gate {gate.name}: {'pass' if gate.passed else 'FAIL'} ({gate.metric} = {gate.value:.4g})")
@@ -72,7 +73,7 @@ def read_report(stage: Stage) -> Report:
         stage.dep("recipes/clarify/reports/gguf.json"), stage.dep("recipes/clarify/reports/benchmark.json")
     )
     merged = gate_metrics(measured, probe, shadow, runs, grpo.guard.window, export)
-    gates = evaluate_gates(params.rules, merged)
+    gates = evaluate_gates(params.gates, merged)
     return Report(
         headline=headline(splits, compared),
         headline_metrics=headline_metrics(params.headline, merged, gates),

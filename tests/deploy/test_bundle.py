@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from leverlab.cli import app
 from leverlab.deploy.answering import engine
 from leverlab.deploy.bundle import INFO, Bundle, digest_of
-from leverlab.deploy.bundle_guide import markers
+from leverlab.deploy.bundle_guide import markers, readme
 from leverlab.errors import LeverlabError
 from leverlab.records import Example
 from leverlab.selector.batches import QueryData
@@ -451,6 +451,12 @@ def test_readme_and_modelfile_fit_the_files(made: Made) -> None:
     assert model.startswith("FROM ./text-q8_0.gguf\nFROM ./mmproj-f16.gguf\n")
     found = markers(PromptFormat(load_vlm(str(VLM), "float32").processor))
     assert (found.head, found.user, found.assistant, found.end, found.generation) == ("", "", " ", "<|im_end|>", "")
+
+
+def test_the_readme_names_a_gate_that_is_off(made: Made) -> None:
+    info = made.bundle.info
+    off = info.model_copy(update={"gates": [*info.gates, {"name": "parity", "off": True}]})
+    assert "| g | m | 0.6 | pass |\n| parity | | | off |\n" in readme(off, info.texts[0])
 
 
 def test_a_second_run_gives_the_same_bytes(made: Made, tmp_path: Path) -> None:

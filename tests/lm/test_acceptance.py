@@ -229,6 +229,17 @@ def test_a_threshold_itself_passes() -> None:
     assert evaluate_gates(rule, measured)[0].passed
 
 
+def test_a_gate_that_is_off_is_named_in_the_report() -> None:
+    outcome = frame()
+    paired = comparisons(outcome, PAIR, resamples=50)
+    measured = metrics(outcome, paired, 0.0)
+    gates = evaluate_gates({"gain": GateParams(metric="lift.need_success", at_least=-1.0)}, measured)
+    report = rc1_final_report(measured, gates, paired, off=["ask"])
+    assert [gate["name"] for gate in report["gates"]] == ["gain", "ask"]
+    assert report["gates"][1] == {"name": "ask", "off": True}
+    assert report["accepted"]
+
+
 def test_a_report_without_gates_accepts_nothing() -> None:
     outcome = frame()
     paired = comparisons(outcome, PAIR, resamples=50)

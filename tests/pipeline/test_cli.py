@@ -209,6 +209,59 @@ def test_a_bad_plan_is_one_line_and_code_1(root: Path, run: Run, command: str, o
     assert message in err
 
 
+def test_a_plan_that_needs_a_git_identity_says_so_before_it_runs(
+    root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run in a clean workspace needs none, which `make tiny` counts on; the queue always does."""
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, os.devnull)
+    ran = root / "ran"
+    (root / "bin").mkdir()
+    (root / "bin/dvc").write_text(f"#!/bin/sh\necho x >> '{ran}'\n")
+    (root / "bin/dvc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{root / 'bin'}:{os.environ['PATH']}")
+    git = ["git", "-C", str(root)]
+    author = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in (["init", "-q"], ["add", "params.yaml", "plans"], [*author, "commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    assert run("plan", "run", "tiny")[0] == 0
+    assert ran.read_text() == "x\n"
+    refused = (1, "")
+    code, out, err = run("plan", "queue", "tiny")
+    assert (code, out) == refused
+    assert "git config user.name 'Your Name' && git config user.email you@example.org" in err
+    edit(root / "params.yaml", r"^  sampler: \w+", "  sampler: mix")
+    assert run("plan", "run", "tiny")[:2] == refused
+    assert ran.read_text() == "x\n"
+    for key in ("name", "email"):
+        subprocess.run([*git, "config", f"user.{key}", "x"], check=True)
+    assert run("plan", "run", "tiny")[0] == 0
+    assert run("plan", "queue", "tiny")[0] == 0
+    assert ran.read_text() == "x\nx\nx\n"
+
+
+def test_a_plan_that_ran_on_this_commit_is_run_again_when_asked(
+    root: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DVC refuses a second experiment of one name on a commit."""
+    called = root / "called"
+    (root / "bin").mkdir()
+    (root / "bin/dvc").write_text(f"#!/bin/sh\necho $2 >> '{called}'\n")
+    (root / "bin/dvc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{root / 'bin'}:{os.environ['PATH']}")
+    git = ["git", "-C", str(root), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for command in (["init", "-q"], ["add", "params.yaml", "plans"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    assert run("plan", "run", "tiny", "--again")[0] == 0
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run([*git, "update-ref", f"refs/exps/{head[:2]}/{head[2:]}/tiny", head], check=True)
+    code, _, err = run("plan", "run", "tiny")
+    assert (code, called.read_text()) == (1, "run\n")
+    assert "`dvc exp apply tiny`, or run it anew with `leverlab plan run --again`" in err
+    assert run("plan", "run", "tiny", "--again")[0] == 0
+    assert called.read_text() == "run\nremove\nrun\n"
+
+
 def test_a_plan_that_is_not_there(run: Run) -> None:
     code, _, err = run("plan", "show", "plan-66")
     assert (code, err.count("\n")) == (1, 1)

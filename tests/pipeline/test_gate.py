@@ -40,10 +40,27 @@ def test_one_fails(gates: Callable[[Any], None], command_line: Callable[..., tup
     assert ("not a number" in out) == (value is None)
 
 
+def test_a_gate_that_is_off_is_named_and_fails_nothing(
+    gates: Callable[[Any], None], command_line: Callable[..., tuple[int, str, str]]
+) -> None:
+    found = [GATE | {"passed": True}, {"name": "q5_0_parity", "off": True}]
+    gates(found)
+    code, out, _ = command_line("gate")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if "q5_0_parity" in line]
+    assert "off" in line
+    code, out, _ = command_line("gate", "--json")
+    assert (code, json.loads(out)) == (0, found)
+    gates([GATE | {"passed": False}, found[1]])
+    assert command_line("gate")[0] == 1
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ([], "holds no gate"),
+        ([{"name": "g", "off": True}], "holds no gate that is on"),
+        ([{"name": "g", "off": False}], "is damaged"),
         ("[{", "is damaged"),
         ([GATE], "is damaged"),
         ([GATE | {"passed": "yes"}], "is damaged"),

@@ -14,6 +14,7 @@ from leverlab.errors import LeverlabError
 from leverlab.evaluation.summary import METHODS, RETRIEVAL, SELECTORS
 from leverlab.pipeline.gate_names import BASELINES, TRAINED, main_metrics, recipe_metrics, unknown_metric
 from leverlab.pipeline.params import RETRIEVAL_LISTS, SECTIONS, check_params, check_params_file
+from leverlab.pipeline.plans import load_plan, overridden
 from leverlab.pipeline.recipe_params import check_recipe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -218,6 +219,28 @@ def test_a_gate_on_what_no_stage_measures_is_refused(params: dict[str, Any], met
     assert f"report.gates.mine asks for the metric '{metric}', which no stage measures" in problem
 
 
+@pytest.mark.parametrize("metric", ["gguf.q4_0.mean_kl", "gguf.q8_0.over_q4_0.difference"])
+def test_a_gate_on_a_file_that_is_not_exported_is_refused_and_can_be_off(params: dict[str, Any], metric: str) -> None:
+    params["report"]["gates"] = {"mine": {"metric": metric, "at_most": 1}}
+    check_params(params, "params.yaml")
+    params["gguf"]["kinds"] = ["f16", "q8_0"]
+    assert problems(params) == [
+        f"params.yaml: report.gates.mine asks for '{metric}', but gguf.kinds exports f16, q8_0 only; "
+        "export q4_0 too, or switch the gate off with null: -S report.gates.mine=null"
+    ]
+    params["report"]["gates"] = {"mine": None}
+    check_params(params, "params.yaml")
+
+
+def test_tiny_switches_off_the_gates_of_the_files_that_it_does_not_export_and_no_others(params: dict[str, Any]) -> None:
+    changed = overridden(params, load_plan(REPOSITORY, "tiny").overrides)
+    missing = set(params["gguf"]["kinds"]) - set(changed["gguf"]["kinds"])
+    off = {name for name, rule in changed["report"]["gates"].items() if rule is None}
+    about = {name: rule["metric"].split(".") for name, rule in params["report"]["gates"].items()}
+    assert off == {name for name, parts in about.items() if parts[0] == "gguf" and parts[1] in missing}
+    assert len(off) == 2
+
+
 @pytest.mark.parametrize(
     "metric",
     [
@@ -273,6 +296,23 @@ def test_the_headline_names_metrics_of_any_shot_count_and_no_others(params: dict
     assert typo.startswith(f"params.yaml: report.headline.typo {asks} 'grpo.shot_4', {unmeasured}; did you mean ")
     assert "'grpo.shots_4'" in typo
     assert far == f"params.yaml: report.headline.far {asks} 'zzz', {unmeasured}; correct its name"
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ({"mine": None}, "report.gates has no gate that is on"),
+        ({"mine": {"metric": "gguf.q5_1.mean_kl", "at_most": 1}}, "gguf.kinds exports f16, q8_0, q5_0, q4_0 only"),
+    ],
+)
+def test_gates_of_a_recipe_that_cannot_be_judged_are_refused(tmp_path: Path, gates: Any, message: str) -> None:
+    folder = tmp_path / "recipes" / "clarify"
+    folder.mkdir(parents=True)
+    params = read_params(REPOSITORY / "recipes/clarify/params.yaml")
+    params["report"]["gates"] = gates
+    (folder / "params.yaml").write_text(json.dumps(params))
+    with pytest.raises(LeverlabError, match=message):
+        check_recipe(folder)
 
 
 def test_a_gate_of_a_recipe_asks_for_what_is_measured(tmp_path: Path) -> None:

@@ -460,7 +460,8 @@ def test_what_fails_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         again = f"mend it and measure again: dvc repro -f -s {stage}."
         assert f"{what} of q8_0: llama.cpp was ended by SIGABRT; {again}" in before
     assert "fine" not in before
-    assert "1 of 2 gates passed · 0 of 1 health check kept" in page.header
+    assert "1 of 2 gates passed · 1 gate off · 0 of 1 health check kept" in page.header
+    assert json.loads((tmp_path / "reports/gates.json").read_text())[2:] == [{"name": "no_rule", "off": True}]
     assert [row[-1] for row in page.rows["gates"][1:]] == ["✓ pass", "✗ FAIL", "off"]  # in alphabetical order
 
 

@@ -37,7 +37,7 @@ LANES: tuple[dict[str, dict[str, Any]], ...] = (
     {
         "benchmark": {"benchmark.questions": 3},
         "runtime": {"runtime.context": 2048},
-        "gguf": {"gguf.kinds": ["f16"]},
+        "gguf": {"gguf.kinds": ["f16"], "report.gates.q8_0_parity": None, "report.gates.q8_0_kl": None},
         "select_best": {"select_best.strategy": "last"},
         "rce": {"rce.lr": 1e-4},
         "selector": {"selector.dropout": 0.3},

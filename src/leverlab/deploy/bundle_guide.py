@@ -63,7 +63,9 @@ def readme(info: BundleInfo, text: str) -> str:
     fewest, most = info.images.tokens
     files = "\n".join(f"| `{name}` | {file.bytes:,} | `{file.sha256[:16]}` |" for name, file in info.files.items())
     gates = "\n".join(
-        f"| {inline(gate['name'])} | {inline(gate['metric'])} | {gate['value']} | "
+        f"| {inline(gate['name'])} | | | off |"
+        if "off" in gate
+        else f"| {inline(gate['name'])} | {inline(gate['metric'])} | {gate['value']} | "
         f"{'pass' if gate['passed'] else '**fail**'} |"
         for gate in info.gates
     )

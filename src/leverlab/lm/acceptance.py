@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.gates import Gate
+from leverlab.evaluation.gates import Gate, gates_record
 from leverlab.evaluation.statistics import NO_DIFFERENCE, holm, paired_difference, verdict
 from leverlab.lm.summary import ALL_SEEDS, DIGITS, POLICIES, counted, each_leaf, figures, matrix, plain
 
@@ -164,13 +164,18 @@ def metrics(
 
 
 def rc1_final_report(
-    measured: Mapping[str, Any], gates: Sequence[Gate], comparisons: pd.DataFrame, wins: WinRate | None = None
+    measured: Mapping[str, Any],
+    gates: Sequence[Gate],
+    comparisons: pd.DataFrame,
+    wins: WinRate | None = None,
+    off: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return what rc1_final_report.json holds, as `plain` figures.
 
     measured: the `metrics`. gates: the acceptance rules, evaluated on them (and on what else they name).
+    off: names of the gates that are switched off.
     Keys: accepted (whether every gate passed), failed (the names of those that did not), figures (`lift` of
-    `measured`), gates (name, metric, threshold, direction, value, passed), stages ("rce over sft" … → measure →
+    `measured`), gates (as in gates.json), stages ("rce over sft" … → measure →
     difference, ci_low, ci_high, p_holm, verdict: what each stage adds by itself), sentences (the same, for a reader; a
     gain inside the noise is "no difference shown"), win_rate (`wins`, or null).
     Raises `LeverlabError` when there is no gate: then nothing was accepted.
@@ -190,7 +195,7 @@ def rc1_final_report(
             "accepted": all(gate.passed for gate in gates),
             "failed": [gate.name for gate in gates if not gate.passed],
             "figures": measured["lift"],
-            "gates": [asdict(gate) for gate in gates],
+            "gates": gates_record(gates, off),
             "stages": stages,
             "sentences": sentences,
             "win_rate": asdict(wins) if wins else None,

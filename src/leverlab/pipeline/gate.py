@@ -26,34 +26,51 @@ class Result(BaseModel):
     passed: bool
 
 
-def read_gates(root: Path) -> list[Result]:
-    """Return the gates that the report of the pipeline at `root`, the repository or a recipe, evaluated.
+class Off(BaseModel):
+    """One gate of reports/gates.json that is null in params.yaml: it has no rule, and no verdict."""
 
-    Raises `LeverlabError` when the file is missing or damaged, and when it holds no gate: nothing would be accepted by
-    nobody's rule.
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    name: str
+    off: Literal[True]
+
+
+def read_gates(root: Path) -> list[Result | Off]:
+    """Return the gates in the report of the pipeline at `root`, the repository or a recipe.
+
+    Raises `LeverlabError` when the file is missing or damaged, and when no gate in it is on: nothing would be accepted
+    by nobody's rule.
     """
     path = root / GATES
     try:
-        gates = TypeAdapter(list[Result]).validate_json(path.read_bytes())
+        gates = TypeAdapter(list[Result | Off]).validate_json(path.read_bytes())
     except FileNotFoundError:
         raise LeverlabError(f"{path} does not exist; run dvc repro report in {root}") from None
     except (OSError, ValidationError) as error:
         problem = reason_of(error)
         raise LeverlabError(f"{path} is damaged ({problem}); run dvc repro report in {root}") from None
-    if not gates:
-        raise LeverlabError(f"{path} holds no gate; add rules to report.gates of {root / 'params.yaml'}")
+    if not any(isinstance(gate, Result) for gate in gates):
+        raise LeverlabError(f"{path} holds no gate that is on; add rules to report.gates of {root / 'params.yaml'}")
     return gates
 
 
-def as_list(gates: Sequence[Result]) -> list[dict[str, object]]:
+def all_passed(gates: Sequence[Result | Off]) -> bool:
+    """Return whether every gate that is on passed."""
+    return all(gate.passed for gate in gates if isinstance(gate, Result))
+
+
+def as_list(gates: Sequence[Result | Off]) -> list[dict[str, object]]:
     """Return the gates as plain data for JSON, as reports/gates.json has them."""
     return [gate.model_dump() for gate in gates]
 
 
-def table(gates: Sequence[Result]) -> Table:
+def table(gates: Sequence[Result | Off]) -> Table:
     """Return the gates as a table to print."""
     shown = Table("gate", "metric", "must be", "is", "result")
     for gate in gates:
+        if isinstance(gate, Off):
+            shown.add_row(gate.name, "", "", "", "off")
+            continue
         value = "not a number" if gate.value is None else f"{gate.value:.4g}"
         rule = f"{gate.direction.replace('_', ' ')} {gate.threshold:g}"
         result = "pass" if gate.passed else "FAIL"

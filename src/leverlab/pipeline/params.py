@@ -21,7 +21,7 @@ from leverlab.config.sft import SftParams
 from leverlab.config.vlm import EvalParams, VlmParams
 from leverlab.errors import LeverlabError
 from leverlab.nearest import did_you_mean
-from leverlab.pipeline.gate_names import MOST_SHOTS, main_metrics, unknown_metrics
+from leverlab.pipeline.gate_names import MOST_SHOTS, gates_without_file, main_metrics, unknown_metrics
 
 SECTIONS: dict[str, type[Section]] = {
     "data": DataParams,
@@ -127,4 +127,5 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
             f"{where}: grpo.control.keep = {parsed['grpo'].control.keep} exceeds the {stored} lists of a stored group"
         )
     gates, headline = main_metrics(shots, KINDS), main_metrics(MOST_SHOTS, KINDS)
-    return problems + unknown_metrics(parsed["report"], gates, headline, where)
+    problems += unknown_metrics(parsed["report"], gates, headline, where)
+    return problems + gates_without_file(parsed["report"], parsed["gguf"].kinds, KINDS, where)

@@ -22,6 +22,7 @@ from leverlab.errors import LeverlabError
 from leverlab.nearest import did_you_mean
 from leverlab.pipeline.gate_names import plan_metrics, unknown_metric
 from leverlab.pipeline.params import check_params
+from leverlab.worktree import git
 
 # texts that -S takes as they are; all others are quoted
 _PLAIN_TEXT = re.compile(r"(?!(?:true|false|null|nan|inf)$)[A-Za-z_/][A-Za-z0-9_/.\- ]*", re.IGNORECASE)
@@ -198,6 +199,28 @@ def experiment_command(experiment: Experiment, queue: bool = False) -> list[str]
     """Return the DVC command that runs an experiment, or puts it into DVC's queue."""
     settings = [part for key, value in experiment.overrides.items() for part in ("-S", f"{key}={_literal(value)}")]
     return ["dvc", "exp", "run", *(["--queue"] if queue else []), "-n", experiment.name, *settings]
+
+
+def check_identity(root: Path, queue: bool) -> None:
+    """Raise `LeverlabError` when DVC needs a Git identity that is not configured.
+
+    DVC commits what differs from HEAD before it runs an experiment there, and every experiment that it queues.
+    """
+    needed = queue or git("-C", str(root), "diff", "--name-only", "HEAD")
+    if needed and not all(git("-C", str(root), "config", key) for key in ("user.name", "user.email")):
+        raise LeverlabError(
+            "DVC commits this experiment to Git, and Git has no identity; configure one: git config user.name "
+            "'Your Name' && git config user.email you@example.org"
+        )
+
+
+def ran_on_head(root: Path, experiment: Experiment) -> bool:
+    """Return whether DVC keeps an experiment of this name on HEAD; it runs no second one."""
+    head = git("-C", str(root), "rev-parse", "HEAD") or ""
+    return (
+        git("-C", str(root), "rev-parse", "-q", "--verify", f"refs/exps/{head[:2]}/{head[2:]}/{experiment.name}")
+        is not None
+    )
 
 
 def as_dict(experiment: Experiment) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from leverlab.config.dialogues import BaseModelParams, DialogueParams, DialogueR
 from leverlab.config.gguf import RuntimeParams
 from leverlab.config.report import ReportParams
 from leverlab.lm.scorers import FEATURES
-from leverlab.pipeline.gate_names import recipe_metrics, unknown_metrics
+from leverlab.pipeline.gate_names import gates_without_file, recipe_metrics, unknown_metrics
 from leverlab.pipeline.params import check_sections
 
 SECTIONS: dict[str, type[Section]] = {
@@ -65,5 +65,10 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
         problems.append(f"{where}: shadow.member_features exceeds the {len(FEATURES)} features of a scorer")
     if parsed["shadow"].folds > parsed["data"].calib:
         problems.append(f"{where}: shadow.folds exceeds data.calib = {parsed['data'].calib}")
-    metrics = recipe_metrics(get_args(Kind))
-    return problems + unknown_metrics(parsed["report"], metrics, metrics, where)
+    kinds = get_args(Kind)
+    metrics = recipe_metrics(kinds)
+    problems += unknown_metrics(parsed["report"], metrics, metrics, where)
+    problems += gates_without_file(parsed["report"], parsed["gguf"].kinds, kinds, where)
+    if not parsed["report"].gates:
+        problems.append(f"{where}: report.gates has no gate that is on; the acceptance report needs at least one")
+    return problems
