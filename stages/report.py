@@ -7,7 +7,8 @@ import pandas as pd
 
 from leverlab.config.report import ReportParams
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.gates import evaluate_gates, gates_record, headline_metrics
+from leverlab.evaluation.gates import evaluate_gates, headline_metrics
+from leverlab.evaluation.gates_file import gates_record
 from leverlab.evaluation.summary import ANSWER_SCHEMA, comparisons
 from leverlab.files import write_bytes, write_text
 from leverlab.records import read_table
@@ -58,7 +59,7 @@ def body(stage: Stage) -> None:
         curves=curves,
         checkpoints=checkpoints,
         findings=findings,
-        gates=evaluate_gates(params.gates, measured),
+        gates=evaluate_gates(params.rules, measured),
         gates_off=params.gates_off,
         export=export,
         data_card=stage.dep("reports/data_card.md").read_text(encoding="utf-8"),

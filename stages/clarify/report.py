@@ -6,7 +6,8 @@ from pathlib import Path
 
 from leverlab.config.clarify_grpo import DialogueGrpoParams
 from leverlab.config.report import ReportParams
-from leverlab.evaluation.gates import evaluate_gates, gates_record, headline_metrics
+from leverlab.evaluation.gates import evaluate_gates, headline_metrics
+from leverlab.evaluation.gates_file import gates_record
 from leverlab.files import write_bytes, write_text
 from leverlab.lm.acceptance import rc1_final_report
 from leverlab.lm.questions import read_questions
@@ -73,7 +74,7 @@ def read_report(stage: Stage) -> Report:
         stage.dep("recipes/clarify/reports/gguf.json"), stage.dep("recipes/clarify/reports/benchmark.json")
     )
     merged = gate_metrics(measured, probe, shadow, runs, grpo.guard.window, export)
-    gates = evaluate_gates(params.gates, merged)
+    gates = evaluate_gates(params.rules, merged)
     return Report(
         headline=headline(splits, compared),
         headline_metrics=headline_metrics(params.headline, merged, gates),

@@ -391,7 +391,7 @@ def sound(measure: Measure) -> dict[Kind, dict[str, Parity]]:
 
 
 def limit_of_f16() -> float:
-    rule = parse_section(ReportParams, "report", PARAMS).gates["f16_parity"]
+    rule = parse_section(ReportParams, "report", PARAMS).rules["f16_parity"]
     assert (rule.metric, rule.at_least) == ("gguf.f16.max_delta", None)
     assert rule.at_most is not None
     return rule.at_most
@@ -437,7 +437,7 @@ def test_a_sound_export_passes_the_gates(sound: dict[Kind, dict[str, Parity]], k
     assert found["all"].decided >= 18  # or shares of them would say little
     rules = {
         name: rule
-        for name, rule in parse_section(ReportParams, "report", PARAMS).gates.items()
+        for name, rule in parse_section(ReportParams, "report", PARAMS).rules.items()
         if rule.metric.startswith(f"gguf.{kind}.") and rule.metric.rpartition(".")[2] in as_record(found["all"])
     }
     assert rules

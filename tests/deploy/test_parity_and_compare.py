@@ -50,7 +50,7 @@ def failed_gates() -> Callable[[Kind, Path, Path], set[str]]:
     def measure(kind: Kind, text: Path, mmproj: Path) -> set[str]:
         with LlamaCpp(text, mmproj, Settings(limits, context=1024, exact_cache=True)) as runtime:
             found = compare_prompts(runtime, prompts, expected, NEW_TOKENS, LIKELIEST)["all"]
-        gates = parse_section(ReportParams, "report", PARAMS).gates
+        gates = parse_section(ReportParams, "report", PARAMS).rules
         rules = {
             name: rule
             for name, rule in gates.items()

@@ -32,7 +32,7 @@ def test_a_headline_that_dvc_cannot_show_is_refused(headline: Any, message: str)
 
 def test_gates_are_rules_that_can_be_evaluated_in_their_order() -> None:
     params = parse({"b": {"metric": "x.y", "at_least": 0}, "a": {"metric": "z", "at_most": "5e-2"}})
-    found = evaluate_gates(params.gates, {"x": {"y": 0}, "z": 0.06})
+    found = evaluate_gates(params.rules, {"x": {"y": 0}, "z": 0.06})
     assert [(gate.name, gate.direction, gate.threshold, gate.passed) for gate in found] == [
         ("b", "at_least", 0.0, True),
         ("a", "at_most", 0.05, False),
@@ -43,10 +43,10 @@ def test_gates_are_rules_that_can_be_evaluated_in_their_order() -> None:
 def test_a_gate_that_is_null_is_off_and_one_that_is_not_fires() -> None:
     red = {"metric": "x", "at_least": 1}
     params = parse({"on": red, "off": None})
-    assert [(gate.name, gate.passed) for gate in evaluate_gates(params.gates, {"x": 0})] == [("on", False)]
+    assert [(gate.name, gate.passed) for gate in evaluate_gates(params.rules, {"x": 0})] == [("on", False)]
     assert params.gates_off == ("off",)
     assert parse({"on": red}).gates_off == ()
-    assert parse({"off": None}).gates == {}
+    assert parse({"off": None}).rules == {}
     assert unknown_metrics(params, [], [], "p") == [
         "p: report.gates.on asks for the metric 'x', which no stage measures; correct its name"
     ]
@@ -64,7 +64,7 @@ def test_a_gate_that_is_null_is_off_and_one_that_is_not_fires() -> None:
         ({"metric": "x", "at_least": float("inf")}, "report.gates.g.at_least"),
         ({"metric": "x", "at_least": True}, "report.gates.g.at_least"),
         ({"metric": 3, "at_least": 1}, "report.gates.g.metric"),
-        ({"metric": "x", "atleast": 1}, r"unknown key 'report\.gates\.g\.atleast'; .* 'report\.gates\.g\.at_least'"),
+        ({"metric": "x", "atleast": 1}, "unknown key 'report.gates.g.atleast'"),
         (0.5, "report.gates.g"),
     ],
 )

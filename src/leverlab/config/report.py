@@ -1,9 +1,8 @@
 """The section `report` of params.yaml: the gates and the headline metrics."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from leverlab.config.base import Section
 
@@ -28,19 +27,8 @@ ShortName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=12)]  
 class ReportParams(Section):
     """What the report checks, and the few metrics that `dvc metrics show` and `dvc exp show` print."""
 
-    gates: dict[str, GateParams]  # name -> rule, of the gates that are on; null in params.yaml switches a gate off
+    gates: dict[str, GateParams | None]  # name -> rule; null switches a gate off, which the report says
     headline: dict[ShortName, Annotated[str, Field(min_length=1)]] = Field(max_length=12)  # short name -> metric
-    _off: tuple[str, ...] = PrivateAttr(())
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _null_is_off(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        gates = data.get("gates") if isinstance(data, Mapping) else None
-        if not isinstance(gates, Mapping):
-            return handler(data)
-        report = handler({**data, "gates": {name: rule for name, rule in gates.items() if rule is not None}})
-        report._off = tuple(name for name, rule in gates.items() if rule is None)
-        return report
 
     @field_validator("headline")
     @classmethod
@@ -50,6 +38,11 @@ class ReportParams(Section):
         return headline
 
     @property
+    def rules(self) -> dict[str, GateParams]:
+        """The gates that are switched on."""
+        return {name: rule for name, rule in self.gates.items() if rule is not None}
+
+    @property
     def gates_off(self) -> tuple[str, ...]:
-        """Names of the gates that are null in params.yaml."""
-        return self._off
+        """Names of the gates that are switched off."""
+        return tuple(name for name, rule in self.gates.items() if rule is None)

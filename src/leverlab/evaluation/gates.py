@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from leverlab.config.report import GateParams
@@ -42,13 +42,6 @@ def evaluate_gates(rules: Mapping[str, GateParams], metrics: Mapping[str, Any]) 
     """
     known = _flatten(metrics)
     return [_evaluate(name, rule, known) for name, rule in rules.items()]
-
-
-def gates_record(gates: Sequence[Gate], off: Iterable[str]) -> list[dict[str, str | float | bool | None]]:
-    """Return what gates.json has: the fields of each gate, a value that is not finite as None; then the names of the
-    gates that are `off`, each with `"off": True`."""
-    evaluated = [asdict(gate) | {"value": gate.value if math.isfinite(gate.value) else None} for gate in gates]
-    return [*evaluated, *({"name": name, "off": True} for name in off)]
 
 
 def headline_metrics(

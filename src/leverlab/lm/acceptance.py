@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from leverlab.errors import LeverlabError
-from leverlab.evaluation.gates import Gate, gates_record
+from leverlab.evaluation.gates import Gate
+from leverlab.evaluation.gates_file import gates_record
 from leverlab.evaluation.statistics import NO_DIFFERENCE, holm, paired_difference, verdict
 from leverlab.lm.summary import ALL_SEEDS, DIGITS, POLICIES, counted, each_leaf, figures, matrix, plain
 

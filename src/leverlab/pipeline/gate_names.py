@@ -39,7 +39,7 @@ def recipe_metrics(kinds: Iterable[str]) -> list[Names]:
 
 def unknown_metrics(report: ReportParams, gates: Sequence[Names], headline: Sequence[Names], where: str) -> list[str]:
     """Return a sentence for every gate and every headline metric that is not among those it can name."""
-    asked = [(f"gates.{name}", gate.metric, gates) for name, gate in report.gates.items()]
+    asked = [(f"gates.{name}", gate.metric, gates) for name, gate in report.rules.items()]
     asked += [(f"headline.{name}", metric, headline) for name, metric in report.headline.items()]
     return [
         f"{where}: report.{name} {problem}"
@@ -52,7 +52,7 @@ def gates_without_file(report: ReportParams, exported: Sequence[str], kinds: Seq
     """Return a sentence for every gate on a type of file that is not among the `exported` ones, of all `kinds`."""
     asked = [
         (name, gate.metric, {part.removeprefix("over_") for part in gate.metric.split(".")[1:]})
-        for name, gate in report.gates.items()
+        for name, gate in report.rules.items()
         if gate.metric.startswith("gguf.")
     ]
     return [

@@ -69,6 +69,6 @@ def _cross_checks(parsed: Mapping[str, Any], where: str) -> list[str]:
     metrics = recipe_metrics(kinds)
     problems += unknown_metrics(parsed["report"], metrics, metrics, where)
     problems += gates_without_file(parsed["report"], parsed["gguf"].kinds, kinds, where)
-    if not parsed["report"].gates:
+    if not parsed["report"].rules:
         problems.append(f"{where}: report.gates has no gate that is on; the acceptance report needs at least one")
     return problems
