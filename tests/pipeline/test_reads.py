@@ -87,12 +87,20 @@ def every_section() -> set[type[Section]]:
 def leaves(model: type[Section], prefix: str = "") -> Iterator[tuple[str, type[Section], str]]:
     """Yield (dotted key, model that holds it, its name) for every plain key below `model`, in nested sections too."""
     for name, field in model.model_fields.items():
-        kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if isinstance(kind, type)]
-        nested = [kind for kind in kinds if issubclass(kind, Section) and kind is not Schedule]  # which is one value
+        # a Schedule is one value
+        nested = [kind for kind in kinds_in(field.annotation) if issubclass(kind, Section) and kind is not Schedule]
         if not nested:
             yield f"{prefix}{name}", model, name
         for kind in nested:
             yield from leaves(kind, f"{prefix}{name}.")
+
+
+def kinds_in(annotation: object) -> Iterator[type]:
+    """Yield every type in an annotation, inside unions and mappings too."""
+    if isinstance(annotation, type):
+        yield annotation
+    for part in get_args(annotation):
+        yield from kinds_in(part)
 
 
 def unread(module: Path, reads: Reads) -> list[str]:
