@@ -20,6 +20,7 @@ from leverlab.config.guard import GuardParams
 from leverlab.config.reward import RewardParams
 from leverlab.config.selector import SelectorParams
 from leverlab.config.vlm import EvalParams, VlmParams
+from leverlab.live import Training
 from leverlab.selector.architecture import Architecture
 from leverlab.selector.batches import QueryData
 from leverlab.selector.candidates import Candidates, CandidateSet
@@ -99,7 +100,10 @@ class World:
             0,
         )
         validator = Validator(self.data, self.toy.questions(TRAIN + VAL)[TRAIN:], scorer, shots)
-        arm, practice = Arm("grpo", 0, params, reward, VLM, shots, folder), Practice()
+        training = Training(
+            ".", "grpo@0", "grpo", "epoch", params.epochs, "val_accuracy", "", folder / "live.jsonl", folder, {}
+        )
+        arm, practice = Arm("grpo", 0, params, reward, VLM, shots, folder, training), Practice()
         losses = policy_losses(
             policy,
             rollouts,
