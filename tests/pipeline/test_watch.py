@@ -5,6 +5,7 @@ import math
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -162,13 +163,15 @@ def test_on_a_terminal_the_table_follows_until_ctrl_c(place: Place) -> None:
         stderr=theirs,
         env=environment,
         start_new_session=True,
+        # a run of the tests in the background ignores Ctrl-C, and a child would, too
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(theirs)
     try:
         assert "epoch 1 of 5" in read_until(ours, "epoch 1 of 5")
         place.train(GRPO, "grpo@0", "epoch", 5, "val_accuracy", "grpo")
         assert "epoch 3 of 5" in read_until(ours, "epoch 3 of 5")
-        watching.send_signal(2)
+        watching.send_signal(signal.SIGINT)
         assert watching.wait(timeout=30) == 0
     finally:
         watching.kill()
