@@ -55,7 +55,7 @@ def check_leaves(data: Any, wanted: Any) -> None:
         elif name in MOVING:
             assert min(check_schedule(value)) >= 0, name
         elif name == "report.gates":
-            for rule in filter(None.__ne__, value.values()):  # null: the gate is off
+            for rule in (rule for rule in value.values() if rule is not None):  # null: the gate is off
                 bounds = [rule[bound] for bound in ("at_least", "at_most") if rule.get(bound) is not None]
                 assert isinstance(rule["metric"], str)
                 assert len(bounds) == 1
