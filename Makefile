@@ -48,7 +48,7 @@ lint: setup ## check style, types and the dependencies that dvc.yaml declares
 	mypy
 	leverlab deps --check
 
-format: setup ## format the code and mend what ruff can mend
+format: setup ## format the code and fix what ruff can fix
 	ruff check --fix .
 	ruff format .
 

@@ -428,7 +428,7 @@ def test_the_answer_is_first_and_what_failed_follows_it(built: tuple[Path, str])
     assert "4 checks failed" in alerts  # three gates, and the kind that llama.cpp did not run
     assert re.search(r"Gate failed\.\s+too_much: grpo\.test\.success is 0\.\d+, must be at least 0\.99\.", alerts)
     assert "shadow_gain: shadow.gain is –, must be at least 0.12." in alerts
-    assert "answers of q4_0: llama.cpp was ended by SIGABRT; mend it and measure again: dvc repro -f -s gguf." in alerts
+    assert "answers of q4_0: llama.cpp was ended by SIGABRT; fix it and measure again: dvc repro -f -s gguf." in alerts
     assert "overlap" not in alerts
     assert "8 of 11 gates passed" in page.header
     assert [row[-1] for row in page.rows["gates"][1:]] == ["✗ FAIL"] * 3 + ["✓ pass"] * 8

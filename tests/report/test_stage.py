@@ -457,7 +457,7 @@ def test_what_fails_is_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert re.search(r"Gate failed\.\s+too_much: sft.shots_4 is 0\.\d+, must be at least 0.99\.", before)
     assert "flat is 0.9, must be at most 0.5: no signal." in before
     for what, stage in (("parity", "gguf"), ("answers", "gguf-800"), ("engines", "benchmark")):
-        again = f"mend it and measure again: dvc repro -f -s {stage}."
+        again = f"fix it and measure again: dvc repro -f -s {stage}."
         assert f"{what} of q8_0: llama.cpp was ended by SIGABRT; {again}" in before
     assert "fine" not in before
     assert "1 of 2 gates passed · 1 gate off · 0 of 1 health check kept" in page.header

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from leverlab.errors import LeverlabError
+from leverlab.library_errors import reason_of
 from leverlab.live import PATIENCE, REPORT_TO, Row, parse_row, read_record
 from leverlab.nearest import did_you_mean
 from leverlab.terminal import echo, one_line
@@ -170,7 +171,7 @@ def follow(lines: Iterator[str | None], head: Mapping[str, Any], names: Sequence
                 working.pop(name, None)
                 echo(
                     f"leverlab: warning: {head['stage']}: {name} is switched off, the training goes on "
-                    f"({type(error).__name__}: {one_line(str(error))[:300]})",
+                    f"({type(error).__name__}: {reason_of(error)})",
                     err=True,
                 )
 
@@ -238,7 +239,7 @@ def _close(name: str, tracker: Tracker, finished: bool) -> None:
     try:
         tracker.close(finished)
     except Exception as error:  # as while it works
-        echo(f"leverlab: warning: {name} did not finish ({one_line(str(error))[:300]})", err=True)
+        echo(f"leverlab: warning: {name} did not finish ({reason_of(error)})", err=True)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def read_export(gguf: Path, benchmark: Path) -> Export:
         found = read_json(benchmark).get(part) if part == "engines" else exported.get(part)
         if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
             raise LeverlabError(f"{path} must hold {part}, an object of objects; delete it and run dvc repro again")
-        again = f"; mend it and measure again: dvc repro -f -s {path.stem}"  # a runtime is no dependency DVC knows
+        again = f"; fix it and measure again: dvc repro -f -s {path.stem}"  # a runtime is no dependency DVC knows
         errors |= {f"{part} of {name}": f"{one['error']}{again}" for name, one in found.items() if "error" in one}
         parts[part] = {name: unplain(one) for name, one in found.items() if "error" not in one}
     return Export(parts["files"], parts["parity"], parts["answers"], parts["engines"], errors)

@@ -95,7 +95,7 @@ def read_export(gguf: Path, metrics: Path, accuracy: Path, differences: Path, be
     def measured(found: Any, what: str, path: Path, stage: str) -> dict[str, Any]:
         if not isinstance(found, dict) or not all(isinstance(one, dict) for one in found.values()):
             raise LeverlabError(f"{path} must hold {what}, an object of objects; delete it and run dvc repro again")
-        again = f"; mend it and measure again: dvc repro -f -s {stage}"  # a runtime is no dependency that DVC knows
+        again = f"; fix it and measure again: dvc repro -f -s {stage}"  # a runtime is no dependency that DVC knows
         errors.update({f"{what} of {name}": f"{one['error']}{again}" for name, one in found.items() if "error" in one})
         return {name: one for name, one in found.items() if "error" not in one}
 
