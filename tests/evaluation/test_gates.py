@@ -1,5 +1,6 @@
 """Gates pass and fail where the rule says, and never by mistake."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from leverlab.config.report import GateParams
 from leverlab.errors import LeverlabError
 from leverlab.evaluation.gates import Gate, evaluate_gates, headline_metrics
+from leverlab.evaluation.gates_file import gates_record
 
 METRICS = {"grpo": {"shots_4": 0.62, "shots_1": 0.5}, "lift": {"over_sft": -0.01}, "seeds": 3}
 
@@ -61,6 +63,15 @@ def test_headline_metrics_have_four_decimals_and_count_failed_gates() -> None:
     assert headline_metrics({"x": "a.d"}, metrics, []) == {"x": None, "red": 0}
     with pytest.raises(LeverlabError, match="headline 'x': metric 'n' is True, not a number"):
         headline_metrics({"x": "n"}, {"n": True}, [])
+
+
+def test_the_record_of_gates_has_null_for_what_is_not_finite_and_the_gates_that_are_off() -> None:
+    infinite = Gate("up", "m", 1.0, "at_least", math.inf, False)
+    assert gates_record([infinite], ["down"]) == [
+        {"name": "up", "metric": "m", "threshold": 1.0, "direction": "at_least", "value": None, "passed": False},
+        {"name": "down", "off": True},
+    ]
+    assert gates_record([dataclasses.replace(infinite, value=2.0)], [])[0]["value"] == 2.0
 
 
 def test_an_unknown_metric_names_the_closest() -> None:

@@ -16,6 +16,7 @@ from tests.stages.workplace import ALL, Workplace
         'OSError(errno.EDQUOT, "Disk quota exceeded", "data/scores")',
         'sqlite3.OperationalError("database or disk is full")',
         'RuntimeError("write failed: No space left on device (os error 28)")',
+        'RuntimeError("\\x1b[2J: no space left on device")',
     ],
 )
 def test_a_full_disk_is_told_in_the_last_line(place: Workplace, error: str) -> None:
@@ -31,6 +32,7 @@ def test_a_full_disk_is_told_in_the_last_line(place: Workplace, error: str) -> N
     last = err.splitlines()[-1]
     assert last.startswith("leverlab: stage job: no space left on the disk (")
     assert "free some and run dvc repro again" in last
+    assert "\x1b" not in last
     assert place.outs() == {}
     (state,) = place.states()
     assert (state / "progress").read_text() == "2"
